@@ -1,0 +1,1 @@
+"""fmnist_jax: image classifiers in JAX."""
