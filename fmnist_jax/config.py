@@ -228,7 +228,8 @@ class Config:
 LOCATION_FIELDS = frozenset({'data.data_dir', 'data.offline_fallback', 'train.compile_cache'})
 
 
-def _section_types(section_type: type, name: str) -> tuple[type, ...]:
+def section_types(section_type: type, name: str) -> tuple[type, ...]:
+  """The dataclasses a section may be, or the one type of a plain field."""
   hint = get_type_hints(section_type)[name]
   return get_args(hint) if get_args(hint) and dataclasses.is_dataclass(get_args(hint)[0]) else (
       hint,)
@@ -244,13 +245,18 @@ def leaves(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, dataclass
       yield prefix + field.name, value, field
 
 
-def continuous(config: Config) -> dict[str, float | tuple[float, ...]]:
-  """The continuous settings that are in use: dotted name -> value.
+def continuous(config: Config) -> dict[str, float]:
+  """The continuous settings that are in use: dotted name -> value, 'model.dropout.0' for entries.
 
   A setting of 0 is a feature switched off, absent from the compiled program, and not listed.
   """
-  return {name: value for name, value, field in leaves(config)
-          if field.metadata['continuous'] and is_on(value)}
+  found = {}
+  for name, value, field in leaves(config):
+    if field.metadata['continuous']:
+      entries = {f'{name}.{i}': entry for i, entry in enumerate(value)} if isinstance(
+          value, tuple) else {name: value}
+      found.update({key: entry for key, entry in entries.items() if is_on(entry)})
+  return found
 
 
 def is_on(value: Any) -> bool:
@@ -265,33 +271,39 @@ def is_on(value: Any) -> bool:
 
 
 def replace(config: Config, values: Mapping[str, Any]) -> Config:
-  """A copy of `config` with the dotted fields of `values` replaced, unchecked.
+  """A copy of `config` with dotted fields replaced, unchecked; `name.0` is an entry of a tuple.
 
   Raises:
     ConfigError: for a field that does not exist, naming the nearest one that does.
   """
-  known = {name for name, _, _ in leaves(config)}
+  left = dict(values)
 
   def copy(section: Any, prefix: str) -> Any:
-    changes = {}
+    changes: dict[str, Any] = {}
     for field in dataclasses.fields(section):
-      value = getattr(section, field.name)
+      name, value = prefix + field.name, getattr(section, field.name)
       if dataclasses.is_dataclass(value):
-        changes[field.name] = copy(value, f'{prefix}{field.name}.')
-      elif prefix + field.name in values:
-        changes[field.name] = values[prefix + field.name]
+        value = copy(value, f'{name}.')
+      elif name in left:
+        value = left.pop(name)
+      elif isinstance(value, tuple):
+        value = tuple(left.pop(f'{name}.{i}', entry) for i, entry in enumerate(value))
+      changes[field.name] = value
     return dataclasses.replace(section, **changes)
 
-  for name in values:
-    if name not in known:
-      raise ConfigError(unknown_field(name, known))
-  return copy(config, '')
+  result = copy(config, '')
+  if left:
+    raise ConfigError(unknown_field(next(iter(left)), [name for name, _, _ in leaves(config)]))
+  return result
 
 
-def unknown_field(name: str, known: set[str] | list[str]) -> str:
+def unknown_field(name: str, known: list[str]) -> str:
   """One sentence about a mistyped field, naming the nearest real one."""
-  nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)
-  return f'There is no config field {name!r}; did you mean {nearest[0]!r}?'
+  nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+  if nearest:
+    return f'There is no config field {name!r}; did you mean {nearest[0]!r}?'
+  sections = dict.fromkeys(field.split('.')[0] for field in known)
+  return f'There is no config field {name!r}; the sections are {", ".join(sections)}.'
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -355,7 +367,7 @@ def validate(config: Config) -> Config:
 
 def _check_sections(section: Any, prefix: str) -> None:
   for field in dataclasses.fields(section):
-    types = _section_types(type(section), field.name)
+    types = section_types(type(section), field.name)
     if not dataclasses.is_dataclass(types[0]):
       continue
     value = getattr(section, field.name)
@@ -397,7 +409,7 @@ def to_json(config: Config) -> dict[str, Any]:
     for field in dataclasses.fields(section):
       value = getattr(section, field.name)
       if dataclasses.is_dataclass(value):
-        kinds = _section_types(type(section), field.name)
+        kinds = section_types(type(section), field.name)
         tag = {'type': type(value).__name__} if len(kinds) > 1 else {}
         result[field.name] = {**tag, **encode(value)}
       else:
@@ -423,7 +435,7 @@ def from_json(values: Mapping[str, Any]) -> Config:
     for name in fields:
       if name not in values:
         raise ConfigError(f'The config lacks the field {prefix}{name}.')
-      kinds = _section_types(section_type, name)
+      kinds = section_types(section_type, name)
       value = values[name]
       if dataclasses.is_dataclass(kinds[0]):
         kind = kinds[0]

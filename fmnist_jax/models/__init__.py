@@ -1,0 +1,52 @@
+"""Flax modules, one file a family; `build` makes one from its config."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from fmnist_jax import config as config_lib
+from fmnist_jax.errors import ConfigError
+from fmnist_jax.models.cnn import CNN
+from fmnist_jax.models.layers import Dropout
+from fmnist_jax.models.mlp import MLP
+
+__all__ = ['CNN', 'MLP', 'Dropout', 'build', 'check_fits']
+
+
+def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.float32,
+          implementation: str = 'native') -> nn.Module:
+  """The Flax module that a config describes.
+
+  Args:
+    config: a model section; its dropout rates may be traced arrays.
+    num_classes: size of the output.
+    dtype: compute precision.
+    implementation: of convolutions and pools, 'matmul' or 'native' (see `ops`).
+
+  Returns:
+    A module called as `module(images_BxHxWxC, train=bool)`, returning float32 logits
+    [B, num_classes].
+  """
+  match config:
+    case config_lib.MLP():
+      return MLP(config, num_classes, dtype)
+    case config_lib.CNN():
+      return CNN(config, num_classes, dtype, implementation)
+  raise TypeError(f'No model family for {type(config).__name__}.')
+
+
+def check_fits(config: config_lib.Model, image_shape: tuple[int, int, int]) -> None:
+  """Raises ConfigError when convolutions or pools would leave no pixel of an image."""
+  if not isinstance(config, config_lib.CNN):
+    return
+  side = min(image_shape[:2])
+  for block, window in enumerate(config.pool):
+    if config.padding == 'VALID':
+      side -= config.convolutions * (config.kernel - 1)
+    if window:
+      side //= window
+    if side < 1:
+      raise ConfigError(
+          f'Block {block + 1} of the model leaves no pixel of a {image_shape[0]}x{image_shape[1]} '
+          f'image; use model.padding=SAME, fewer blocks or smaller model.kernel and model.pool.')

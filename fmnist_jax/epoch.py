@@ -1,0 +1,150 @@
+"""The compiled programs of a run: initialise, order, train many steps a call, evaluate, predict.
+
+A single run and a member of a population share them. They are traced with a config whose
+continuous settings are arrays (`hyper`), so one compilation serves every value of them.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import data, models, optim, sharding, step
+from fmnist_jax.data import augment
+
+# A stream of the root key that no step uses: `fold_in` of a number no step reaches.
+_ORDER_STREAM = 2**31 + 1
+
+
+def scale(images: jax.Array) -> jax.Array:
+  """uint8 images as float32 in [0, 1]."""
+  return images.astype(jnp.float32) * jnp.float32(1 / 255)
+
+
+def hyper_arrays(config: config_lib.Config) -> dict[str, jax.Array]:
+  """The continuous settings in use as float32 scalars, by dotted name."""
+  return {name: jnp.asarray(value, jnp.float32)
+          for name, value in config_lib.continuous(config).items()}
+
+
+class Programs:
+  """The pure functions of a run and their compiled forms.
+
+  The functions are methods named `init`, `order`, `train`, `evaluate` and `predict`; `compiled`
+  turns one into an executable for given shapes, once, and remembers how long that took.
+
+  Attributes:
+    config: with nothing left to 'auto'.
+    mesh: what the programs run on.
+    compile_seconds: spent compiling so far.
+  """
+
+  def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
+               num_classes: int, train_examples: int):
+    """Args: `train_examples` is the size of the training set, which gives steps per epoch."""
+    models.check_fits(config.model, image_shape)
+    self.config = config
+    self.mesh = mesh
+    self.image_shape = image_shape
+    self.num_classes = num_classes
+    self.train_examples = train_examples
+    self.steps_per_epoch = train_examples // config.data.batch_size
+    self.compile_seconds = 0.0
+    self._compiled: dict[Any, Any] = {}
+
+  def _module(self, config: config_lib.Config) -> Any:
+    return models.build(config.model, self.num_classes,
+                        dtype=jnp.dtype(config.train.precision),
+                        implementation=config.train.operations)
+
+  def _tx(self, config: config_lib.Config) -> Any:
+    return optim.build(config.optim, self.steps_per_epoch, config.train.epochs)
+
+  # The functions.
+
+  def init(self, seed: jax.Array, hyper: dict[str, jax.Array]) -> step.TrainState:
+    """The state before the first step of the run with this seed (int32 scalar)."""
+    config = config_lib.replace(self.config, hyper)
+    images = jnp.zeros((1, *self.image_shape), jnp.float32)
+    return step.init_state(self._module(config), self._tx(config),
+                           jax.random.key(seed, impl='threefry2x32'), images,
+                           ema=config_lib.is_on(config.train.ema_decay))
+
+  def order(self, key_data: jax.Array, epoch: jax.Array) -> jax.Array:
+    """Which examples each step of an epoch takes: int32 [steps, batch]."""
+    key = jax.random.wrap_key_data(key_data, impl='threefry2x32')
+    return data.epoch_order(jax.random.fold_in(key, _ORDER_STREAM), epoch, self.train_examples,
+                            self.config.data.batch_size)
+
+  def train(self, state: step.TrainState, sums: step.Sums, hyper: dict[str, jax.Array],
+            images: jax.Array, labels: jax.Array, order: jax.Array | None, start: jax.Array,
+            stop: jax.Array) -> tuple[step.TrainState, step.Sums]:
+    """Steps `start` to `stop` - 1 of an epoch.
+
+    Args:
+      state: donated.
+      sums: of the epoch so far.
+      hyper: values of the continuous settings.
+      images: uint8, the whole training set [N, H, W, C]; or, where `order` is None, the batches
+        of this call [steps, B, H, W, C].
+      labels: int32 [N] or [steps, B].
+      order: int32 [steps of the epoch, B], or None.
+      start: first step, counted from the epoch's start; from the first batch without `order`.
+      stop: after the last step.
+    """
+    config = config_lib.replace(self.config, hyper)
+    apply, tx = self._module(config).apply, self._tx(config)
+    split = sharding.by_example(self.mesh)
+
+    def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
+      state, sums = carry
+      if order is None:
+        batch, batch_labels = images[t], labels[t]
+      else:
+        batch, batch_labels = images[order[t]], labels[order[t]]
+      batch = jax.lax.with_sharding_constraint(batch, split)
+      batch_labels = jax.lax.with_sharding_constraint(batch_labels, split)
+      pixels = augment.augment(state.step_key(step.AUGMENT), scale(batch), config.data.augment)
+      state, new = step.train_step(state, pixels, batch_labels, apply=apply, tx=tx,
+                                   label_smoothing=config.train.label_smoothing,
+                                   ema_decay=config.train.ema_decay)
+      return state, sums + new
+
+    return jax.lax.fori_loop(start, stop, body, (state, sums))
+
+  def evaluate(self, variables: Any, sums: step.Sums, images: jax.Array, labels: jax.Array,
+               mask: jax.Array) -> step.Sums:
+    """Adds a batch (uint8 [B, H, W, C], int32 [B], bool [B]) to the sums."""
+    return sums + step.eval_step(variables, scale(images), labels, mask,
+                                 apply=self._module(self.config).apply)
+
+  def predict(self, variables: Any, images: jax.Array) -> jax.Array:
+    """Class probabilities, float32 [B, K], of float images [B, H, W, C] in [0, 1]."""
+    return step.predict_step(variables, images, apply=self._module(self.config).apply)
+
+  # Their compiled forms.
+
+  def compiled(self, function: Callable, *args: Any, donate: Sequence[int] = (),
+               out_shardings: Any = None) -> Any:
+    """`function` compiled for arguments of these shapes and shardings.
+
+    Args:
+      function: one of the methods above, or one derived from them.
+      *args: arrays or `jax.ShapeDtypeStruct`s with shardings.
+      donate: positions of arguments whose memory the result may take over.
+      out_shardings: of the result; whole on every device by default.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    signature = (function.__name__, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+    if signature not in self._compiled:
+      began = time.perf_counter()
+      self._compiled[signature] = jax.jit(
+          function, donate_argnums=tuple(donate),
+          out_shardings=out_shardings or sharding.replicated(self.mesh)).lower(*args).compile()
+      self.compile_seconds += time.perf_counter() - began
+    return self._compiled[signature]

@@ -1,0 +1,93 @@
+"""What a person sees while a run goes on: the architecture, a bar or a line an epoch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Mapping, TextIO
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+
+def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
+  """A table of the layers of a module: name, output shape, number of parameters.
+
+  Args:
+    module: called as `module(images, train=bool)`.
+    image_shape: (H, W, C).
+  """
+  def trace(images: jax.Array) -> Any:
+    variables = module.init(jax.random.key(0), images, train=False)
+    _, state = module.apply(variables, images, train=False, capture_intermediates=True,
+                            mutable=['intermediates'])
+    return variables['params'], state['intermediates']
+
+  params, outputs = jax.eval_shape(
+      trace, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  rows = [('input', image_shape, 0)]
+  for name, output in outputs.items():
+    if name != '__call__' and '__call__' in output:
+      count = sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {})))
+      rows.append((name, output['__call__'][0].shape[1:], count))
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  width = max(len(name) for name, _, _ in rows) + 2
+  lines = [f'{"layer":<{width}}{"output":<14}{"parameters":>12}']
+  lines += [f'{name:<{width}}{" x ".join(map(str, shape)):<14}{count or "":>12,}' if count else
+            f'{name:<{width}}{" x ".join(map(str, shape)):<14}' for name, shape, count in rows]
+  lines.append(f'{"total":<{width}}{"":<14}{total:>12,}')
+  return '\n'.join(lines)
+
+
+def epoch_line(record: Mapping[str, Any], epochs: int, best: bool) -> str:
+  """A line of metrics.jsonl as a person reads it."""
+  width = len(str(epochs))
+  text = (f'epoch {record["epoch"]:>{width}}/{epochs}  {record["images_per_second"]:>8,.0f} images/s'
+          f'  train loss {record["train_loss"]:.4f} acc {record["train_accuracy"]:6.2%}')
+  if 'validation_loss' in record:
+    text += (f'  validation loss {record["validation_loss"]:.4f} '
+             f'acc {record["validation_accuracy"]:6.2%}')
+  return text + ('  best' if best else '')
+
+
+class Display:
+  """A progress bar on a terminal, one line an epoch elsewhere.
+
+  Used as a context, so that the bar is closed whatever happens.
+  """
+
+  def __init__(self, stream: TextIO | None = None):
+    """Args: `stream` is where to write; standard output by default."""
+    self._stream = stream or sys.stdout
+    self._bar: tqdm | None = None
+
+  def __enter__(self) -> Display:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._bar is not None:
+      self._bar.close()
+      self._bar = None
+
+  def say(self, text: str) -> None:
+    """Prints a line, above the bar if there is one."""
+    if self._bar is None:
+      print(text, file=self._stream, flush=True)
+    else:
+      self._bar.clear()
+      self._bar.write(text, file=self._stream)
+
+  def start(self, total_steps: int, done: int) -> None:
+    """Shows the bar, where the stream is a terminal."""
+    if self._stream.isatty():
+      self._bar = tqdm(total=total_steps, initial=done, unit='step', file=self._stream,
+                       dynamic_ncols=True, smoothing=0.1,
+                       bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}')
+
+  def update(self, step: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+    """Moves the bar to `step`, with the running means of the epoch."""
+    if self._bar is not None:
+      self._bar.set_description(f'epoch {epoch}/{epochs}', refresh=False)
+      self._bar.set_postfix_str(f'loss {loss:.4f} acc {accuracy:.2%}', refresh=False)
+      self._bar.update(step - self._bar.n)

@@ -1,0 +1,76 @@
+"""The mesh and the two ways arrays lie on it: split by example, or whole on every device."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fmnist_jax.errors import ConfigError
+
+DATA_AXIS = 'data'
+
+
+def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
+  """A one-axis mesh over the devices that share each batch.
+
+  Args:
+    batch_size: examples a step, over all devices.
+    devices: how many devices to use; 0 for all of them.
+
+  Returns:
+    A mesh with the axis 'data'. A batch that does not divide by the devices uses the largest
+    number of them that does, and logs it.
+
+  Raises:
+    ConfigError: when more devices are asked for than there are.
+  """
+  available = jax.devices()
+  if devices > len(available):
+    raise ConfigError(f'train.devices is {devices}, but jax sees {len(available)} '
+                      f'{available[0].platform} device(s); ask for at most that many, or 0 for all.')
+  wanted = devices or len(available)
+  count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
+  if count < wanted:
+    logging.warning('A batch of %d does not divide by %d devices: using %d.', batch_size, wanted,
+                    count)
+  if jax.process_count() > 1 and count < len(available):
+    raise ConfigError(f'With several processes every device takes part, but a batch of '
+                      f'{batch_size} does not divide by {len(available)} devices; choose a '
+                      f'data.batch_size that does.')
+  return jax.make_mesh((count,), (DATA_AXIS,), devices=available[:count],
+                       axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def by_example(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Split along `axis`, the examples of a batch."""
+  return NamedSharding(mesh, PartitionSpec(*([None] * axis), DATA_AXIS))
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+  """Places host arrays, the same in every process, on the mesh."""
+  def place(array: Any) -> jax.Array:
+    array = np.asarray(array)
+    if jax.process_count() == 1:
+      return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(place, tree)
+
+
+def platform(mesh: Mesh) -> str:
+  """'cpu', 'gpu' or 'tpu': what the mesh's devices are."""
+  return mesh.devices.flat[0].platform
+
+
+def padded(count: int, multiple: int) -> int:
+  """The smallest multiple of `multiple` that is at least `count`."""
+  return math.ceil(count / multiple) * multiple

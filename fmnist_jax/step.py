@@ -1,0 +1,185 @@
+"""One training step and one evaluation step: pure functions of arrays.
+
+Nothing here knows of configs, files or devices. Any Flax module that is called as
+`module.apply(variables, images, train=bool)` and any optax transformation will do.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+# Streams of randomness within a step: each gets a key of its own.
+DROPOUT, AUGMENT = 0, 1
+
+Apply = Callable[..., Any]
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """All that training carries from step to step, and all that a checkpoint needs.
+
+  Attributes:
+    step: int32 scalar, the number of steps done.
+    key: uint32 [2], threefry key data; step t draws from `fold_in(key, t)` and nothing else.
+    params: trainable float32 parameters.
+    model_state: the module's other collections, such as BatchNorm statistics; may be empty.
+    opt_state: of the optax transformation.
+    ema: moving averages {'params', 'model_state'}, or None when they are not kept.
+  """
+  step: jax.Array
+  key: jax.Array
+  params: Any
+  model_state: Any
+  opt_state: Any
+  ema: Any
+
+  def step_key(self, stream: int) -> jax.Array:
+    """The typed key of this step for one stream, `DROPOUT` or `AUGMENT`."""
+    root = jax.random.wrap_key_data(self.key, impl='threefry2x32')
+    return jax.random.fold_in(jax.random.fold_in(root, self.step), stream)
+
+  def variables(self) -> dict[str, Any]:
+    """What to evaluate with: the moving averages where they are kept, else the weights."""
+    source = self.ema or {'params': self.params, 'model_state': self.model_state}
+    return {'params': source['params'], **source['model_state']}
+
+
+class Sums(flax.struct.PyTreeNode):
+  """Sums over examples; two of them add up with `+`.
+
+  Attributes:
+    loss: float32, the sum of the examples' losses, nats.
+    correct: int32, how many were classified correctly.
+    count: int32, how many there were.
+    bad_step: int32, the first step whose loss or gradient was not finite; -1 for none.
+  """
+  loss: jax.Array
+  correct: jax.Array
+  count: jax.Array
+  bad_step: jax.Array
+
+  @classmethod
+  def zero(cls) -> Sums:
+    """The sums of no examples."""
+    return cls(loss=jnp.zeros((), jnp.float32), correct=jnp.zeros((), jnp.int32),
+               count=jnp.zeros((), jnp.int32), bad_step=jnp.full((), -1, jnp.int32))
+
+  def __add__(self, other: Sums) -> Sums:
+    return Sums(loss=self.loss + other.loss, correct=self.correct + other.correct,
+                count=self.count + other.count,
+                bad_step=jnp.where(self.bad_step >= 0, self.bad_step, other.bad_step))
+
+
+def init_state(module: Any, tx: optax.GradientTransformation, key: jax.Array,
+               images: jax.Array, *, ema: bool = False) -> TrainState:
+  """The state before the first step.
+
+  Args:
+    module: a Flax module.
+    tx: an optax transformation.
+    key: a typed threefry key, the root of all the run's randomness.
+    images: an example batch, for its shape only.
+    ema: whether to keep moving averages.
+  """
+  # Far from any step number, so that initialisation shares no key with a step.
+  variables = dict(module.init(jax.random.fold_in(key, 2**31), images, train=False))
+  params = variables.pop('params')
+  averages = {'params': params, 'model_state': variables} if ema else None
+  return TrainState(step=jnp.zeros((), jnp.int32), key=jax.random.key_data(key), params=params,
+                    model_state=variables, opt_state=tx.init(params), ema=averages)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array,
+                  label_smoothing: float | jax.Array = 0.0) -> jax.Array:
+  """Softmax cross-entropy of each example, nats.
+
+  Args:
+    logits: [B, K].
+    labels: int [B].
+    label_smoothing: share of the target that is spread evenly over all K classes
+      (arXiv:1512.00567).
+
+  Returns:
+    float32 [B].
+  """
+  log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+  # A masked sum, whose gradient is elementwise, where take_along_axis would scatter.
+  hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
+  loss = -jnp.sum(jnp.where(hot, log_probabilities, 0.0), axis=-1)
+  even = -jnp.mean(log_probabilities, axis=-1)
+  return (1.0 - label_smoothing) * loss + label_smoothing * even
+
+
+def _average(ema: Any, new: Any, decay: float | jax.Array, step: jax.Array) -> Any:
+  # A short memory at first, so that the random start is soon forgotten.
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda old, value: decay * old + (1.0 - decay) * value, ema, new)
+
+
+def train_step(state: TrainState, images: jax.Array, labels: jax.Array, *, apply: Apply,
+               tx: optax.GradientTransformation, label_smoothing: float | jax.Array = 0.0,
+               ema_decay: float | jax.Array = 0.0) -> tuple[TrainState, Sums]:
+  """One step of gradient descent on the mean loss of a batch.
+
+  Args:
+    state: before the step.
+    images: float [B, H, W, C], as the module wants them.
+    labels: int [B].
+    apply: `module.apply`, called with `train=True`, `rngs={'dropout': key}` and the collections
+      of `state.model_state` mutable.
+    tx: the optax transformation that `state.opt_state` belongs to.
+    label_smoothing: see `cross_entropy`.
+    ema_decay: of the moving averages; used if `state.ema` is kept.
+
+  Returns:
+    The state after it, and the batch's sums as measured before it.
+  """
+  mutable = list(state.model_state)
+
+  def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    outputs = apply({'params': params, **state.model_state}, images, train=True,
+                    rngs={'dropout': state.step_key(DROPOUT)}, mutable=mutable)
+    logits, model_state = outputs
+    losses = cross_entropy(logits, labels, label_smoothing)
+    return jnp.mean(losses), (logits, dict(model_state))
+
+  (loss, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if ema is not None:
+    ema = _average(ema, {'params': params, 'model_state': model_state}, ema_decay, state.step)
+  finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+  sums = Sums(loss=loss * labels.shape[0],
+              correct=jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
+              count=jnp.full((), labels.shape[0], jnp.int32),
+              bad_step=jnp.where(finite, -1, state.step))
+  return state.replace(step=state.step + 1, params=params, model_state=model_state,
+                       opt_state=opt_state, ema=ema), sums
+
+
+def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array, *,
+              apply: Apply) -> Sums:
+  """The sums of a batch, measured without dropout.
+
+  Args:
+    variables: of the module, e.g. `TrainState.variables()`.
+    images: float [B, H, W, C].
+    labels: int [B].
+    mask: bool [B], False for padding, which counts nothing.
+    apply: `module.apply`.
+  """
+  logits = apply(variables, images, train=False)
+  losses = cross_entropy(logits, labels)
+  return Sums(loss=jnp.sum(jnp.where(mask, losses, 0.0)),
+              correct=jnp.sum(mask & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
+              count=jnp.sum(mask, dtype=jnp.int32), bad_step=jnp.full((), -1, jnp.int32))
+
+
+def predict_step(variables: Any, images: jax.Array, *, apply: Apply) -> jax.Array:
+  """Class probabilities, float32 [B, K], of images [B, H, W, C]."""
+  return jax.nn.softmax(apply(variables, images, train=False).astype(jnp.float32))
