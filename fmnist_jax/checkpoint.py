@@ -1,0 +1,470 @@
+"""Checkpoints that are whole, verified and durable, or not there.
+
+One directory a step, named by its number:
+
+  STEP/state/         the arrays, written by Orbax
+  STEP/progress.json  where the run stands, as plain JSON values
+  STEP/manifest.json  size and SHA-256 of every other file, and a digest of itself
+
+A checkpoint is written under a hidden name, forced to the disk, and committed by one rename; only
+then are older ones removed. So whatever is killed, or fails, and whenever, at least one checkpoint
+can be loaded. Names with a leading dot are not checkpoints: `.new-STEP` is being written, and
+`.trash-STEP` being removed; `.old-STEP` is about to be replaced by STEP and counts as STEP until
+that is there.
+
+Nothing here executes what a checkpoint holds: arrays are raw numbers, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import re
+import shutil
+import stat
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from fmnist_jax.errors import CheckpointError
+from fmnist_jax.workdir import fsync_directory
+
+FORMAT = 1
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
+
+PyTree = Any
+
+
+class Checkpoints:
+  """The checkpoints in one directory.
+
+  With several JAX processes the state must be replicated and the directory shared: process 0
+  writes, the others learn whether it succeeded, all read.
+  """
+
+  def __init__(self, directory: str | os.PathLike[str]):
+    """Args: directory, created with the first checkpoint."""
+    self.directory = pathlib.Path(directory).absolute()
+    self._writer: concurrent.futures.ThreadPoolExecutor | None = None
+    self._pending: tuple[int, concurrent.futures.Future | None] | None = None
+    self._cleaned = False
+
+  def steps(self) -> list[int]:
+    """Steps of the checkpoints present, good or not, oldest first."""
+    try:
+      names = os.listdir(self.directory)
+    except FileNotFoundError:
+      return []
+    except OSError as error:
+      raise CheckpointError(f'{self.directory} could not be read: {error.strerror}.') from error
+    return sorted({int(match[1]) for match in (re.fullmatch(r'(?:\.old-)?(\d+)', name)
+                                               for name in names) if match})
+
+  def verify(self, step: int) -> None:
+    """Checks that every file of a checkpoint is there and has not changed since it was written.
+
+    Raises:
+      CheckpointError: naming what is missing, damaged or too much.
+    """
+    self._verified(step)
+
+  def latest_good(self) -> int | None:
+    """The newest step whose checkpoint is intact; damaged ones are logged and passed over.
+
+    Returns:
+      The step, or None where there are no checkpoints at all.
+
+    Raises:
+      CheckpointError: when there are checkpoints and none is intact, or when the newest was
+        written by a newer version of this library.
+    """
+    if jax.process_count() > 1:
+      return self._latest_good_of_primary()
+    return self._latest_good()
+
+  def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """Loads a checkpoint, verified, exactly as it was saved.
+
+    Args:
+      step: which.
+      like: a pytree of arrays or jax.ShapeDtypeStruct: what the state must look like.
+
+    Returns:
+      The state, a pytree like `like` of numpy arrays on the host, whatever devices it came from;
+      and the progress saved with it.
+
+    Raises:
+      CheckpointError: when the checkpoint is missing, damaged, of another model, or written by a
+        newer version of this library.
+    """
+    directory, contents = self._verified(step)
+    wanted, structure = _named(like)
+    by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
+    try:
+      handler = _handler()
+      # Shapes first: what does not fit is not read, however large it claims to be.
+      found = {name: (np.dtype(array.dtype).name, tuple(array.shape))
+               for name, array in handler.metadata(directory / 'state').tree.items()}
+      _compare(directory, by_name, found)
+      arrays = handler.restore(directory / 'state')
+      progress = json.loads((directory / 'progress.json').read_bytes())
+    except CheckpointError:
+      raise
+    except Exception as error:
+      versions = ', '.join(f'{name} {version}' for name, version in contents['versions'].items())
+      raise CheckpointError(f'The checkpoint {directory} is intact but cannot be read with the '
+                            f'libraries installed ({_reason(error)}); it was written with '
+                            f'{versions}.') from error
+    leaves = [np.asarray(arrays[name]) if _stored(leaf) else np.zeros(leaf.shape, leaf.dtype)
+              for name, leaf in wanted]
+    return jax.tree.unflatten(structure, leaves), progress
+
+  def save(self, step: int, state: PyTree, progress: Mapping[str, Any],
+           keep: Collection[int] = ()) -> None:
+    """Writes a checkpoint, commits it, then removes the others but for `keep`.
+
+    An existing checkpoint of this step is replaced.
+
+    Args:
+      step: number of optimiser steps taken.
+      state: a pytree of jax or numpy arrays; PRNG keys as their uint32 data.
+      progress: JSON values: where the run stands.
+      keep: steps whose checkpoints stay, besides this one.
+
+    Raises:
+      CheckpointError: when it cannot be written; the checkpoints there before are intact.
+      ValueError: for progress that is not JSON, or a state that no process has whole.
+    """
+    self.save_async(step, state, progress, keep)
+    self.wait()
+
+  def save_async(self, step: int, state: PyTree, progress: Mapping[str, Any],
+                 keep: Collection[int] = ()) -> None:
+    """`save`, but returns once the state is copied to the host; a thread does the rest.
+
+    The state may be donated or changed as soon as this returns. First waits for the save before
+    it, and raises what that could not do.
+    """
+    self.wait()
+    text = json.dumps(dict(progress), indent=2, allow_nan=False).encode() + b'\n'
+    if jax.process_index() != 0:
+      self._pending = (step, None)
+      return
+    arrays = {name: _on_host(name, leaf) for name, leaf in _named(state)[0]}
+    if self._writer is None:
+      self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
+    self._pending = (step, self._writer.submit(self._write, int(step), arrays, text,
+                                               frozenset(keep)))
+
+  def wait(self) -> None:
+    """Returns when the last `save_async` is on the disk.
+
+    Raises:
+      CheckpointError: when it could not be written.
+    """
+    if self._pending is None:
+      return
+    (step, future), self._pending = self._pending, None
+    error = future.exception() if future else None
+    if jax.process_count() > 1:
+      failed = _from_primary(int(error is not None))
+      if failed and jax.process_index() != 0:
+        raise CheckpointError(f'The checkpoint of step {step} could not be written by process 0, '
+                              'whose message says why.')
+    if error is not None:
+      raise error
+
+  def close(self) -> None:
+    """Waits for the save under way and ends the writing thread."""
+    try:
+      self.wait()
+    finally:
+      if self._writer is not None:
+        self._writer.shutdown()
+        self._writer = None
+
+  def clean(self) -> None:
+    """Removes what killed processes left half written or half removed.
+
+    Only the process that writes here may call it; `save` does so once.
+    """
+    self._cleaned = True
+    if not self.directory.is_dir():
+      return
+    for path in self.directory.glob('.old-*'):
+      current = self.directory / path.name.removeprefix('.old-')
+      if current.exists():
+        self._discard(path)
+      else:
+        path.rename(current)
+    for pattern in ('.new-*', '.trash-*'):
+      for path in self.directory.glob(pattern):
+        shutil.rmtree(path)
+
+  def _path(self, step: int) -> pathlib.Path:
+    path = self.directory / str(step)
+    old = self.directory / f'.old-{step}'
+    return old if old.exists() and not path.exists() else path
+
+  def _verified(self, step: int) -> tuple[pathlib.Path, dict[str, Any]]:
+    directory = self._path(step)
+    if not directory.is_dir():
+      there = ', '.join(map(str, self.steps())) or 'none'
+      raise CheckpointError(f'There is no checkpoint of step {step} in {self.directory}; those '
+                            f'present: {there}.')
+    try:
+      contents = _read_manifest(directory)
+      _check_files(directory, contents['files'])
+    except OSError as error:
+      raise CheckpointError(f'The checkpoint {directory} could not be read: {_reason(error)}.'
+                            ) from error
+    if contents['step'] != step:
+      raise CheckpointError(f'The checkpoint {directory} is really that of step '
+                            f'{contents["step"]}; give it back its name.')
+    return directory, contents
+
+  def _latest_good(self) -> int | None:
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        self.verify(step)
+        return step
+      except _NewerFormatError:
+        raise
+      except CheckpointError as error:
+        logging.warning('%s Falling back to the checkpoint before it.', error)
+    if steps:
+      raise CheckpointError(f'None of the checkpoints in {self.directory} (steps '
+                            f'{", ".join(map(str, steps))}) is intact; delete that directory to '
+                            'start anew.')
+    return None
+
+  def _latest_good_of_primary(self) -> int | None:
+    """Process 0 looks, the others follow, so that none restores another step."""
+    step, error = None, None
+    if jax.process_index() == 0:
+      try:
+        step = self._latest_good()
+      except CheckpointError as e:
+        error = e
+    found = _from_primary(-2 if error else -1 if step is None else step)
+    if found == -2:
+      raise error or CheckpointError('Process 0 found no intact checkpoint; its message says more.')
+    return None if found == -1 else found
+
+  def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
+             keep: frozenset[int]) -> None:
+    new = self.directory / f'.new-{step}'
+    try:
+      self.directory.mkdir(parents=True, exist_ok=True)
+      if not self._cleaned:
+        self.clean()
+      shutil.rmtree(new, ignore_errors=True)
+      new.mkdir()
+      (new / 'state').mkdir()
+      _write_arrays(new / 'state', arrays)
+      (new / 'progress.json').write_bytes(progress)
+      _write_manifest(new, step)
+      self._commit(step, new)
+    except Exception as error:
+      shutil.rmtree(new, ignore_errors=True)
+      intact = [s for s in self.steps() if s != step]
+      before = f'the checkpoint of step {intact[-1]} is intact' if intact else (
+          'there is none before it')
+      raise CheckpointError(f'The checkpoint of step {step} could not be written to '
+                            f'{self.directory}: {_reason(error)}; {before}; free some space or '
+                            'give permission, then run the same command again.') from error
+    for other in self.steps():
+      if other != step and other not in keep:
+        try:
+          self._discard(self._path(other))
+        except OSError as error:
+          logging.warning('The old checkpoint of step %d in %s could not be removed: %s.', other,
+                          self.directory, _reason(error))
+
+  def _commit(self, step: int, new: pathlib.Path) -> None:
+    current, old = self.directory / str(step), self.directory / f'.old-{step}'
+    if current.exists():
+      current.rename(old)
+    new.rename(current)
+    fsync_directory(self.directory)
+    if old.exists():
+      self._discard(old)
+
+  def _discard(self, path: pathlib.Path) -> None:
+    """Removes a directory so that, half removed, it cannot be taken for a checkpoint."""
+    trash = self.directory / f'.trash-{path.name.removeprefix(".old-")}'
+    shutil.rmtree(trash, ignore_errors=True)
+    path.rename(trash)
+    fsync_directory(self.directory)
+    shutil.rmtree(trash)
+
+
+class _NewerFormatError(CheckpointError):
+  """Not damage: falling back to an older checkpoint would hide it."""
+
+
+def _named(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
+  """(path such as 'params/Dense_0/kernel', leaf) of every leaf, and the tree's structure."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+  named = [(jax.tree_util.keystr(path, simple=True, separator='/'), leaf) for path, leaf in leaves]
+  if len(dict(named)) != len(named):
+    raise ValueError('Two leaves of the state have the same path.')
+  return named, structure
+
+
+def _stored(leaf: Any) -> bool:
+  """Orbax stores no arrays without elements, and there is nothing to store."""
+  return 0 not in leaf.shape
+
+
+def _on_host(name: str, leaf: Any) -> np.ndarray:
+  """A copy: on CPU numpy would otherwise share memory with an array that may be donated."""
+  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+    raise ValueError(f'{name} is split over processes; replicate the state before saving it.')
+  return np.array(leaf, copy=True)
+
+
+@functools.cache
+def _handler() -> Any:
+  # Imported here: it takes 0.2 s that a start need not wait for.
+  import orbax.checkpoint as ocp
+  # Process 0 writes alone; this keeps Orbax from waiting for the others.
+  alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+  return ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+
+
+def _write_arrays(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  import orbax.checkpoint as ocp
+  handler = _handler()
+  stored = {name: array for name, array in arrays.items() if _stored(array)}
+  handler.save(directory, args=ocp.args.PyTreeSave(stored))
+  handler.finalize(directory)
+
+
+def _canonical(value: Any) -> bytes:
+  return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
+
+
+def _digest(contents: dict[str, Any]) -> str:
+  return hashlib.sha256(_canonical(contents)).hexdigest()
+
+
+def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Everything below a checkpoint that is not a directory, but for its manifest."""
+  found = {}
+  for parent, directories, names in os.walk(directory):
+    links = [name for name in directories if os.path.islink(os.path.join(parent, name))]
+    for name in names + links:
+      path = pathlib.Path(parent, name)
+      found[path.relative_to(directory).as_posix()] = path
+  found.pop('manifest.json', None)
+  return found
+
+
+def _write_manifest(directory: pathlib.Path, step: int) -> None:
+  """Forces every file to the disk, writes the manifest, and forces that and the directories."""
+  files = {}
+  for name, path in sorted(_files(directory).items()):
+    with open(path, 'rb') as file:
+      os.fsync(file.fileno())
+      files[name] = {'size': os.fstat(file.fileno()).st_size,
+                     'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+  contents = {'format': FORMAT, 'step': step, 'files': files, 'versions': {
+      name: importlib.metadata.version(name) for name in _PACKAGES}}
+  with open(directory / 'manifest.json', 'xb') as file:
+    file.write(_canonical({'contents': contents, 'sha256': _digest(contents)}))
+    file.flush()
+    os.fsync(file.fileno())
+  for parent, _, _ in os.walk(directory, topdown=False):
+    fsync_directory(parent)
+
+
+def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
+  path = directory / 'manifest.json'
+  damaged = CheckpointError(f'The checkpoint {directory} is damaged: its manifest.json is not as '
+                            'it was written.')
+  try:
+    text = path.read_bytes()
+    manifest = json.loads(text)
+    contents = manifest['contents']
+    written_by = contents['format']
+  except FileNotFoundError:
+    raise CheckpointError(f'The checkpoint {directory} is damaged: its manifest.json is missing.'
+                          ) from None
+  except (ValueError, KeyError, TypeError, RecursionError):
+    raise damaged from None
+  if manifest.get('sha256') != _digest(contents):
+    raise damaged
+  if type(written_by) is int and written_by > FORMAT:
+    raise _NewerFormatError(f'The checkpoint {directory} was written by a newer fmnist_jax (format '
+                            f'{written_by}, this one reads {FORMAT}); upgrade fmnist_jax.')
+  if written_by != FORMAT or text != _canonical(manifest):
+    raise damaged
+  return contents
+
+
+def _check_files(directory: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
+  found = _files(directory)
+  for name, entry in wanted.items():
+    if name not in found:
+      problem = 'is missing'
+    else:
+      status = found[name].lstat()
+      if not stat.S_ISREG(status.st_mode):
+        problem = 'is not a regular file'
+      elif status.st_size != entry['size']:
+        problem = f'has {status.st_size} bytes instead of {entry["size"]}'
+      elif _sha256(found[name]) != entry['sha256']:
+        problem = 'has changed since it was written'
+      else:
+        continue
+    raise CheckpointError(f'The checkpoint {directory} is damaged: its file {name} {problem}.')
+  extra = sorted(found.keys() - wanted.keys())
+  if extra:
+    raise CheckpointError(f'The checkpoint {directory} is damaged: it holds {extra[0]}, which does '
+                          'not belong to it.')
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
+  """Raises CheckpointError unless a checkpoint holds the arrays that the model has."""
+  wanted = {name: (dtype, shape) for name, (dtype, shape) in wanted.items() if 0 not in shape}
+  for name in sorted(wanted.keys() | found.keys()):
+    if name not in found:
+      problem = f'it has no {name}'
+    elif name not in wanted:
+      problem = f'it has {name}, which this model has not'
+    elif wanted[name] != found[name]:
+      there, here = (f'{dtype}{list(shape)}' for dtype, shape in (found[name], wanted[name]))
+      problem = f'its {name} is {there} where this model has {here}'
+    else:
+      continue
+    raise CheckpointError(f'The checkpoint {directory} is of another model: {problem}.')
+
+
+def _reason(error: BaseException) -> str:
+  """The system's words, in one line."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  text = str(error) or type(error).__name__
+  system = re.search(r'OS error \d+: ([^\]\[]+)', text)
+  return system[1].strip() if system else ' '.join(text.split())[:200].rstrip('.')
+
+
+def _from_primary(value: int) -> int:
+  """Process 0's value, in every process: all must call it."""
+  from jax.experimental import multihost_utils
+  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

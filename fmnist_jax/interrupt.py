@@ -1,0 +1,150 @@
+"""SIGTERM and Ctrl-C: at once while there is nothing to save, at the next safe point otherwise.
+
+This module imports the standard library alone, so that a program can install `Interrupt` before
+it spends seconds importing jax.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+# How long a signal may wait, outside `deferred`, for a C call such as a compilation to return.
+GRACE_SECONDS = 10.0
+
+
+class Interrupted(BaseException):
+  """A signal asked the program to leave.
+
+  Not an Exception, so that `except Exception` does not swallow it.
+
+  Attributes:
+    signum: number of the signal.
+    exit_code: what the process should exit with: 128 + signum, as a shell reports it.
+  """
+
+  def __init__(self, signum: int):
+    super().__init__(f'Interrupted by {signal.Signals(signum).name}.')
+    self.signum = int(signum)
+    self.exit_code = 128 + self.signum
+
+
+class Interrupt:
+  """A context in which SIGTERM and SIGINT are orderly requests to leave.
+
+  Outside `deferred` a signal raises `Interrupted` in the main thread at once; if a long C call
+  keeps Python from doing so for `GRACE_SECONDS`, the process exits. Inside `deferred` a signal is
+  only remembered: poll `requested` or `check` where stopping is safe. The second signal says again
+  what is being waited for; the third exits on the spot, which loses what is not saved and nothing
+  else, because files are replaced atomically.
+
+  Messages and the third signal work even while the main thread is inside a C call: a small thread
+  reads signals from a pipe.
+
+  A signal that the process was started to ignore (nohup, a shell's background job) stays ignored.
+  Outside the main thread, where Python allows no signal handlers, the context does nothing and
+  `requested` stays None. Handlers found on entry are restored on exit.
+  """
+
+  def __init__(self) -> None:
+    self._received: list[int] = []
+    self._deferred = 0
+    self._noticed = threading.Event()
+    self._previous: dict[int, object] = {}
+    self._pipe: tuple[int, int] | None = None
+    self._previous_fd = -1
+    self._thread = threading.Thread()
+
+  @property
+  def requested(self) -> int | None:
+    """Number of the first signal received, or None."""
+    return self._received[0] if self._received else None
+
+  def check(self) -> None:
+    """Raises `Interrupted` if a signal has been received."""
+    if self.requested is not None:
+      raise Interrupted(self.requested)
+
+  @contextlib.contextmanager
+  def deferred(self) -> Iterator[None]:
+    """While inside, signals wait to be polled; one nobody acted on raises on the way out.
+
+    Raises:
+      Interrupted: on entry or on an orderly exit, when a signal has been received.
+    """
+    self.check()
+    self._deferred += 1
+    try:
+      yield
+    finally:
+      self._deferred -= 1
+    self.check()
+
+  def __enter__(self) -> Interrupt:
+    if threading.current_thread() is not threading.main_thread():
+      return self
+    self._pipe = os.pipe()
+    os.set_blocking(self._pipe[1], False)
+    self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+    self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), name='interrupt',
+                                    daemon=True)
+    self._thread.start()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+      if signal.getsignal(signum) is not signal.SIG_IGN:
+        self._previous[signum] = signal.signal(signum, self._handle)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for signum, handler in self._previous.items():
+      # None: a handler that was not set by Python and cannot be put back by it.
+      signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # type: ignore
+    self._previous = {}
+    if self._pipe is not None:
+      signal.set_wakeup_fd(self._previous_fd)
+      os.write(self._pipe[1], b'\0')  # No signal has number 0: it ends the thread.
+      self._thread.join()
+      for fd in self._pipe:
+        os.close(fd)
+      self._pipe = None
+
+  def _handle(self, signum: int, _: object) -> None:
+    """Runs in the main thread, between two Python instructions."""
+    self._received.append(signum)
+    self._noticed.set()
+    if not self._deferred:
+      raise Interrupted(self._received[0])
+
+  def _watch(self, pipe: int) -> None:
+    """Runs in a thread of its own, as soon as the signal arrives."""
+    count = 0
+    while True:
+      for signum in os.read(pipe, 64):
+        if signum == 0:
+          return
+        if signum not in self._previous:
+          continue
+        count += 1
+        name = signal.Signals(signum).name
+        if count >= 3:
+          _say(f'{name} for the third time: leaving now; the last saved checkpoint is intact.')
+          os._exit(128 + signum)
+        if self._deferred:
+          _say(f'{name}: {"saving" if count == 1 else "still saving"} at the next safe point, then '
+               f'leaving; {"twice" if count == 1 else "once"} more leaves without saving.')
+        elif count == 1:
+          threading.Thread(target=self._insist, args=(signum,), daemon=True).start()
+
+  def _insist(self, signum: int) -> None:
+    """Leaves when the main thread has not come back to Python in time to do so itself."""
+    if not self._noticed.wait(GRACE_SECONDS) and not self._deferred:
+      _say(f'{signal.Signals(signum).name}: leaving; there was nothing to save yet.')
+      os._exit(128 + signum)
+
+
+def _say(sentence: str) -> None:
+  """Writes a line to the terminal, which may be gone."""
+  with contextlib.suppress(OSError):
+    os.write(2, f'\n{sentence}\n'.encode())

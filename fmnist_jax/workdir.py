@@ -1,0 +1,336 @@
+"""The directory of a run: its lock, its config, files that are whole or absent, its history."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+import socket
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from fmnist_jax.config import Config, differences, from_json, to_json
+from fmnist_jax.errors import ConfigError, WorkdirError
+
+PathLike = str | os.PathLike[str]
+
+_TEMPORARY = '.partial-'
+_LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a file that appears under its name only when it is complete and on the disk.
+
+  The bytes go to a temporary file in the same directory, are forced to the disk, and the file is
+  renamed. When the body raises, the temporary file is removed and `path` is as it was.
+
+  Args:
+    path: where the file shall be; replaced when it exists.
+
+  Yields:
+    A binary file to write to.
+
+  Raises:
+    WorkdirError: with the system's reason when the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}{_TEMPORARY}{secrets.token_hex(4)}')
+  try:
+    with open(temporary, 'xb') as file:
+      # Held while the writer lives: what `remove_leftovers` can lock belongs to nobody.
+      with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+      os.rename(temporary, path)
+    fsync_directory(path.parent)
+  except OSError as error:
+    raise WorkdirError(f'{path} could not be written: {_reason(error)}; free some space or give '
+                       'permission, then run the same command again.') from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+  """Writes a whole file atomically; raises WorkdirError."""
+  with atomic_writer(path) as file:
+    file.write(content)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes plain JSON values atomically, indented, for programs and people.
+
+  Raises:
+    ValueError: for NaN and infinity, which JSON does not have.
+    WorkdirError: when the file cannot be written.
+  """
+  write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def read_json(path: PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    WorkdirError: when it is missing, unreadable or not JSON.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_bytes(), parse_constant=_no_constant)
+  except OSError as error:
+    raise WorkdirError(f'{path} could not be read: {_reason(error)}.') from error
+  except (ValueError, RecursionError) as error:
+    raise WorkdirError(f'{path} is damaged, it is not JSON ({error}); delete it or choose another '
+                       '--workdir.') from error
+
+
+def read_config(directory: PathLike) -> Config:
+  """The config a run was started with.
+
+  Args:
+    directory: the run's directory.
+
+  Raises:
+    WorkdirError: when the directory is not that of a run, or its config.json is damaged.
+  """
+  path = pathlib.Path(directory) / 'config.json'
+  if not path.is_file():
+    raise WorkdirError(f'{directory} is not the directory of a run: it has no config.json.')
+  try:
+    return from_json(read_json(path))
+  except ConfigError as error:
+    raise WorkdirError(f'{path} is not the config of a run of this version of fmnist_jax '
+                       f'({str(error).rstrip(".")}); choose another --workdir.') from error
+
+
+def fsync_directory(path: PathLike) -> None:
+  """Forces a directory's entries (creations, renames, removals) to the disk."""
+  fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    os.fsync(fd)
+  finally:
+    os.close(fd)
+
+
+def remove_leftovers(directory: PathLike) -> None:
+  """Removes temporary files of `atomic_writer` whose writers are dead, here and one level below."""
+  directory = pathlib.Path(directory)
+  for path in [*directory.glob(f'.*{_TEMPORARY}*'), *directory.glob(f'*/.*{_TEMPORARY}*')]:
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      path.unlink()
+
+
+def _reason(error: OSError) -> str:
+  return error.strerror or str(error)
+
+
+def _no_constant(name: str) -> None:
+  raise ValueError(f'{name} is not JSON')
+
+
+class History:
+  """The records of a run's epochs, one JSON object a line: metrics.jsonl.
+
+  A record holds at least `step`, the number of optimiser steps taken.
+  """
+
+  def __init__(self, path: PathLike):
+    """Args: path of the file, which need not exist."""
+    self.path = pathlib.Path(path)
+    self._end: int | None = None  # Length of the file in whole lines, once known.
+
+  def read(self) -> list[dict[str, Any]]:
+    """All records, oldest first. A last line that was cut short is left out.
+
+    Raises:
+      WorkdirError: for a line that is not a record, naming it.
+    """
+    return [record for record, _ in self._parse(self._load())]
+
+  def append(self, record: Mapping[str, Any]) -> None:
+    """Adds a record; it is on the disk when this returns.
+
+    Raises:
+      ValueError: when the record holds NaN or infinity.
+      WorkdirError: when it cannot be written; the file is then as it was.
+    """
+    line = json.dumps(dict(record), allow_nan=False).encode() + b'\n'
+    if self._end is None:
+      self._end = _whole_lines(self._load())
+    try:
+      with open(self.path, 'ab') as file:
+        try:
+          file.truncate(self._end)  # What a killed process or a full disk cut short.
+          file.write(line)
+          file.flush()
+          os.fsync(file.fileno())
+        except OSError:
+          with contextlib.suppress(OSError):
+            file.truncate(self._end)
+          raise
+    except OSError as error:
+      raise WorkdirError(f'{self.path} could not be written: {_reason(error)}; free some space or '
+                         'give permission, then run the same command again.') from error
+    self._end += len(line)
+
+  def truncate(self, step: int) -> list[dict[str, Any]]:
+    """Drops, atomically, the records after `step`.
+
+    A run that resumes from a checkpoint of `step` calls this, so that epochs it repeats are not
+    listed twice.
+
+    Args:
+      step: the last step to keep.
+
+    Returns:
+      The records kept.
+    """
+    content = self._load()
+    kept = [(record, line) for record, line in self._parse(content) if record['step'] <= step]
+    wanted = b''.join(line for _, line in kept)
+    if wanted != content:
+      write_bytes(self.path, wanted)
+    self._end = len(wanted)
+    return [record for record, _ in kept]
+
+  def _load(self) -> bytes:
+    try:
+      return self.path.read_bytes()
+    except FileNotFoundError:
+      return b''
+    except OSError as error:
+      raise WorkdirError(f'{self.path} could not be read: {_reason(error)}.') from error
+
+  def _parse(self, content: bytes) -> list[tuple[dict[str, Any], bytes]]:
+    """(record, its line with the newline) of every whole line."""
+    records = []
+    for number, line in enumerate(content[:_whole_lines(content)].splitlines(keepends=True), 1):
+      try:
+        record = json.loads(line, parse_constant=_no_constant)
+        if not isinstance(record, dict) or type(record.get('step')) is not int:
+          raise ValueError('no record with a whole number as its step')
+      except (ValueError, RecursionError) as error:
+        raise WorkdirError(f'Line {number} of {self.path} is damaged ({error}); delete that line, '
+                           'or choose another --workdir.') from error
+      records.append((record, line))
+    return records
+
+
+def _whole_lines(content: bytes) -> int:
+  return content.rfind(b'\n') + 1
+
+
+_open_locks: weakref.WeakSet[Workdir] = weakref.WeakSet()
+
+
+class Workdir:
+  """The directory of one run, held by one process until `close` or its death.
+
+  Attributes:
+    path: the directory.
+    history: the epochs of the run, metrics.jsonl.
+  """
+
+  def __init__(self, path: PathLike, config: Config):
+    """Opens the directory of a run, new or to be continued.
+
+    Args:
+      path: created, with its parents, when it does not exist.
+      config: the validated config; saved in config.json, or compared with what is saved there.
+
+    Raises:
+      WorkdirError: when the directory cannot be created or written, holds something else than a
+        run, holds a run of another config, or is in use by another process.
+    """
+    self.path = pathlib.Path(path)
+    self._lock: int | None = None
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._refuse_foreign()
+      self._lock = _lock(self.path)
+      _open_locks.add(self)
+      try:
+        self._settle(config)
+      except BaseException:
+        self.close()
+        raise
+    except (FileExistsError, NotADirectoryError) as error:
+      raise WorkdirError(f'{error.filename} is not a directory; choose another --workdir.'
+                         ) from error
+    except OSError as error:
+      raise WorkdirError(f'{error.filename or self.path} cannot be used: {_reason(error)}; choose '
+                         'another --workdir or give permission.') from error
+    self.history = History(self.path / 'metrics.jsonl')
+
+  def __enter__(self) -> Workdir:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Lets another process use the directory."""
+    if self._lock is not None:
+      os.close(self._lock)
+      self._lock = None
+
+  def _refuse_foreign(self) -> None:
+    if (self.path / 'config.json').exists():
+      return
+    # Hidden files are ours (a lock, leftovers of a start that was killed) or the system's.
+    others = sorted(entry.name for entry in self.path.iterdir()
+                    if not entry.name.startswith('.') and entry.name != 'lost+found')
+    if others:
+      raise WorkdirError(f'{self.path} holds files but no run (it has {others[0]!r} and no '
+                         'config.json); choose another --workdir or empty it.')
+
+  def _settle(self, config: Config) -> None:
+    remove_leftovers(self.path)
+    if not (self.path / 'config.json').exists():
+      write_json(self.path / 'config.json', to_json(config))
+      return
+    changed = differences(read_config(self.path), config)
+    if changed:
+      raise WorkdirError(f'{self.path} holds a run of another config ({"; ".join(changed)}); '
+                         'choose another --workdir, or delete this one to start anew.')
+
+
+def _lock(directory: pathlib.Path) -> int:
+  """Takes the lock of a directory and writes into it who has it; returns its descriptor."""
+  path = directory / '.lock'
+  fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.ftruncate(fd, 0)
+    os.write(fd, f'process {os.getpid()} on {socket.gethostname()}'.encode())
+    return fd
+  except BlockingIOError as error:
+    time.sleep(0.1)  # The holder writes its name just after it has locked.
+    holder = os.pread(fd, 200, 0).decode(errors='replace') or 'another process'
+    os.close(fd)
+    raise WorkdirError(f'{directory} is in use by {holder}; wait for it, stop it, or choose '
+                       'another --workdir.') from error
+  except OSError as error:
+    os.close(fd)
+    if error.errno in _LOCK_UNSUPPORTED:
+      raise WorkdirError(f'{directory} is on a file system that cannot lock files '
+                         f'({_reason(error)}); choose a --workdir on a local disk.') from error
+    error.filename = str(path)
+    raise
+
+
+def _close_in_child() -> None:
+  """A forked child must not keep its parent's locks alive."""
+  for workdir in list(_open_locks):
+    workdir.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
