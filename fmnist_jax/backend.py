@@ -1,0 +1,264 @@
+"""What a program settles before it computes: environment, XLA flags, compile cache, a known answer.
+
+Entry points call `prepare_environment` before jax is imported and `setup` before it computes; this
+module does not import jax until then. Other people's programs need neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+import secrets
+from typing import Any
+
+from fmnist_jax.errors import BackendError
+
+# Flags for XLA's CPU backend. A flag that an installed jaxlib does not know ends the process, so
+# one may stand here only if every supported version knows it.
+CPU_FLAGS: tuple[str, ...] = ()
+DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
+
+# Compiled programs of one config take about 10 MB.
+MAX_CACHE_BYTES = 1 << 30
+
+_log = logging.getLogger('absl')
+
+
+def prepare_environment() -> None:
+  """Silences what C++ libraries print at every start; only effective before jax is imported.
+
+  Most of all, XLA's loader of cached CPU programs reports each hit as an error. What the user set
+  is left as it is.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+
+def setup(*, deterministic: bool, compile_cache: bool) -> str:
+  """Starts the backend, checks it, and lets compiled programs be kept between runs.
+
+  Args:
+    deterministic: whether a GPU may only use operations whose bits are the same in every run.
+    compile_cache: whether to keep compiled programs in the user's cache directory. A cache
+      directory that jax has already been told to use is left in place.
+
+  Returns:
+    The platform of the default devices: 'cpu', 'gpu' or 'tpu'.
+
+  Raises:
+    BackendError: when no backend starts, or it computes wrongly, or `deterministic` comes too late.
+  """
+  _set_flags(CPU_FLAGS + ((DETERMINISTIC_FLAG,) if deterministic else ()), deterministic)
+  # Orbax reports every save in several lines of its own.
+  if _is_not_chatter not in _log.filters:
+    _log.addFilter(_is_not_chatter)
+  import jax
+  try:
+    name = jax.default_backend()
+  except RuntimeError as error:
+    raise BackendError(f'JAX could not start a backend ({" ".join(str(error).split())[:300]}); '
+                       'install a jaxlib for this accelerator, or set JAX_PLATFORMS=cpu.'
+                       ) from error
+  if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
+    keep_compiled_programs(_cache_root(), name)
+  check()
+  return name
+
+
+def _set_flags(flags: tuple[str, ...], deterministic: bool) -> None:
+  present = os.environ.get('XLA_FLAGS', '')
+  names = {flag.split('=')[0] for flag in present.split()}
+  missing = [flag for flag in flags if flag.split('=')[0] not in names]
+  if not missing:
+    return
+  if deterministic and DETERMINISTIC_FLAG in missing and _backend_started():
+    import jax
+    if jax.default_backend() == 'gpu':
+      raise BackendError('train.deterministic came too late, the GPU is already in use: set '
+                         f'XLA_FLAGS={DETERMINISTIC_FLAG} before the program starts.')
+  os.environ['XLA_FLAGS'] = ' '.join([present, *missing]).strip()
+
+
+def _backend_started() -> bool:
+  import jax  # noqa: F401
+  from jax._src import xla_bridge
+  return xla_bridge.backends_are_initialized()
+
+
+def _is_not_chatter(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.WARNING or f'{os.sep}orbax{os.sep}' not in record.pathname
+
+
+def check() -> None:
+  """Computes something whose answer is known, in a few milliseconds beside its compilation.
+
+  jaxlib 0.10.2 is wrong on CPU from row 32,768 on (jax-ml/jax#39103). All numbers are small
+  integers, which every precision and every order of summation represents exactly.
+
+  Raises:
+    BackendError: when the answer is wrong.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  rows = 40_000
+  x_Nx3 = (np.arange(3 * rows) * 7 % 17 - 8).reshape(rows, 3).astype(np.float32)
+  matrix_3x3 = np.array([[1, 2, 0], [0, 1, -1], [2, 0, 1]], np.float32)
+
+  @jax.jit
+  def known_answer(x_Nx3: jax.Array, matrix_3x3: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row: jnp.sum((matrix_3x3 @ row) ** 2))(x_Nx3)
+
+  wrong = int((np.asarray(known_answer(x_Nx3, matrix_3x3))
+               != ((x_Nx3 @ matrix_3x3.T) ** 2).sum(1)).sum())
+  if wrong:
+    import jaxlib
+    raise BackendError(f'jaxlib {jaxlib.__version__} computes wrongly on this '
+                       f'{jax.default_backend()} ({wrong} of {rows} known answers are off): '
+                       'install another version of jax and jaxlib (0.10.1 is right; so is 0.10.2 '
+                       'with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= set).')
+
+
+def keep_compiled_programs(root: pathlib.Path, platform_name: str) -> None:
+  """Makes jax keep every compiled program below `root`, and find it again.
+
+  Without a place that can be written, programs that are there are still used; without one that
+  can be trusted, none are. Either way one line is logged and nothing else changes.
+
+  Args:
+    root: directory, made if it does not exist; all versions together stay below
+      `MAX_CACHE_BYTES`, the longest unused going first.
+    platform_name: 'cpu', 'gpu' or 'tpu'.
+  """
+  import jax
+  import jaxlib
+  directory = root / f'{jaxlib.__version__}-{platform_name}-{_processor()}'
+  try:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    # Programs are native code: whoever can write here can run what they like as this user.
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+      raise PermissionError(0, 'others can write there')
+    # jax's own cache keeps a truncated file for ever, and writes files in place.
+    from jax._src import compilation_cache
+    from jax._src.compilation_cache_interface import CacheInterface
+    _ = compilation_cache.get_file_cache
+  except OSError as error:
+    _log.info('Compiled programs are not kept: %s: %s.', directory, error.strerror)
+    return
+  except (ImportError, AttributeError):
+    _log.info('Compiled programs are not kept: this version of jax caches in another way.')
+    return
+
+  class Cache(ProgramCache, CacheInterface):
+    """What jax calls."""
+
+  cache = Cache(directory)
+  compilation_cache.get_file_cache = lambda path: (cache, path)
+  jax.config.update('jax_compilation_cache_dir', str(directory))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
+  _shrink(root, MAX_CACHE_BYTES)
+
+
+class ProgramCache:
+  """Files named by key, each with the SHA-256 of its content in front.
+
+  A damaged file is removed and is a miss, so it is written again. Files appear whole, so several
+  processes may share the directory. No method raises for what a disk can do.
+  """
+
+  def __init__(self, directory: pathlib.Path):
+    self._path = directory
+    self._complained = False
+
+  def get(self, key: str) -> bytes | None:
+    """The bytes kept under `key`, or None."""
+    path = self._path / key
+    try:
+      content = path.read_bytes()
+    except FileNotFoundError:
+      return None
+    except OSError as error:
+      self._complain(error)
+      return None
+    digest, value = content[:32], content[32:]
+    if hashlib.sha256(value).digest() != digest:
+      _log.warning('The compiled program %s was damaged and is made anew.', path)
+      with contextlib.suppress(OSError):
+        path.unlink()
+      return None
+    with contextlib.suppress(OSError):  # A disk that cannot be written can still be read.
+      os.utime(path)
+    return value
+
+  def put(self, key: str, value: bytes) -> None:
+    """Keeps `value` under `key`, in place of what was there."""
+    temporary = self._path / f'.{os.getpid()}-{secrets.token_hex(4)}'  # `_shrink` reads the id.
+    try:
+      temporary.write_bytes(hashlib.sha256(value).digest() + value)
+      temporary.rename(self._path / key)
+    except OSError as error:
+      self._complain(error)
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
+
+  def _complain(self, error: OSError) -> None:
+    if not self._complained:
+      self._complained = True
+      _log.info('Some compiled programs are not kept: %s: %s.', self._path, error.strerror)
+
+
+def _shrink(root: pathlib.Path, limit: int) -> None:
+  """Removes what killed processes left, then the longest unused files above `limit` bytes."""
+  files = []
+  for path in root.glob('*/*'):
+    with contextlib.suppress(OSError):
+      if path.name.startswith('.') and not _alive(int(path.name[1:].split('-')[0])):
+        path.unlink()
+      else:
+        status = path.stat()
+        files.append((status.st_mtime, status.st_size, path))
+  total = sum(size for _, size, _ in files)
+  for _, size, path in sorted(files):
+    if total <= limit:
+      return
+    with contextlib.suppress(OSError):
+      path.unlink()
+      total -= size
+
+
+def _alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except OSError as error:
+    return not isinstance(error, ProcessLookupError)
+  return True
+
+
+def _cache_root() -> pathlib.Path:
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  return pathlib.Path(home) / 'fmnist_jax' / 'xla'
+
+
+@functools.cache
+def _processor() -> str:
+  """Twelve hex digits of what decides which instructions compiled programs may use."""
+  described = f'{platform.machine()} {platform.processor()}'
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    described += '\n'.join(sorted({line for line in lines
+                                   if line.startswith(('flags', 'model name', 'Features'))}))
+  return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, Any]:
+  """Versions of Python and of the libraries that decide the bits of a run."""
+  from importlib import metadata
+  return {'python': platform.python_version(), **{
+      name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}}
