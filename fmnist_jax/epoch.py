@@ -57,6 +57,11 @@ class Programs:
     self.compile_seconds = 0.0
     self._compiled: dict[Any, Any] = {}
 
+  @property
+  def module(self) -> Any:
+    """The Flax module."""
+    return self._module(self.config)
+
   def _module(self, config: config_lib.Config) -> Any:
     return models.build(config.model, self.num_classes,
                         dtype=jnp.dtype(config.train.precision),
@@ -121,11 +126,12 @@ class Programs:
                mask: jax.Array) -> step.Sums:
     """Adds a batch (uint8 [B, H, W, C], int32 [B], bool [B]) to the sums."""
     return sums + step.eval_step(variables, scale(images), labels, mask,
-                                 apply=self._module(self.config).apply)
+                                 apply=self.module.apply)
 
   def predict(self, variables: Any, images: jax.Array) -> jax.Array:
-    """Class probabilities, float32 [B, K], of float images [B, H, W, C] in [0, 1]."""
-    return step.predict_step(variables, images, apply=self._module(self.config).apply)
+    """Class probabilities, float32 [B, K], of images [B, H, W, C]: uint8, or float in [0, 1]."""
+    pixels = scale(images) if images.dtype == jnp.uint8 else images
+    return step.predict_step(variables, pixels, apply=self.module.apply)
 
   # Their compiled forms.
 

@@ -1,0 +1,31 @@
+# `make train` and `make test` work on a machine with nothing but Python 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed  ## trains, evaluates and explains configs/cnn.py in runs/cnn
+	$(BIN)/python -m fmnist_jax.main --config=configs/cnn.py --config.data.offline_fallback=true
+
+test: $(VENV)/.installed-test  ## passes the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmnist_jax needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-test: setup.cfg constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:  ## removes the environment, not the runs
+	rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Shipped configs: one file a model, published or recommended."""

@@ -1,0 +1,27 @@
+"""What every entry point does with signals and with a user's mistakes.
+
+This module imports neither jax nor anything that does.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Callable, NoReturn
+
+from fmnist_jax.errors import UserError
+from fmnist_jax.interrupt import Interrupt, Interrupted
+
+
+def run(main: Callable[[Interrupt], None]) -> NoReturn:
+  """Calls `main` with signals watched, and exits: 0, 1 after a `UserError`'s sentence, or 128 + the signal's number."""
+  code = 0
+  try:
+    with Interrupt() as interrupt:
+      main(interrupt)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    code = 1
+  except Interrupted as interrupted:
+    print(interrupted, file=sys.stderr)
+    code = interrupted.exit_code
+  sys.exit(code)

@@ -1,0 +1,145 @@
+"""A trained model, loaded from its work directory for other programs."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import sharding, step, workdir
+from fmnist_jax.checkpoint import Checkpoints
+from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax.errors import CheckpointError, DataError
+
+
+class Run:
+  """A trained model loaded from a work directory.
+
+  Attributes:
+    workdir: the directory.
+    config: what it was trained with.
+    step: of the checkpoint that was loaded.
+    class_names: of the outputs.
+    image_shape: (H, W, C) that the model takes.
+    variables: of the Flax module: 'params' and, with BatchNorm, 'batch_stats'.
+    progress: what the checkpoint knows of the run: epoch, best, data set.
+    programs: the compiled functions.
+  """
+
+  def __init__(self, directory: pathlib.Path, config: config_lib.Config, checkpoint: str):
+    """Use `load_run`."""
+    self.workdir = directory
+    self.config = config
+    checkpoints = Checkpoints(directory / 'checkpoints')
+    latest = checkpoints.latest_good()
+    if latest is None:
+      raise CheckpointError(f'{directory} has no checkpoint yet; train it first.')
+    self.step = _choose(checkpoints, checkpoint, latest)
+    described = checkpoints.progress(self.step)['data']
+    self.class_names = tuple(described['class_names'])
+    self.image_shape = tuple(described['image_shape'])
+    mesh = sharding.make_mesh(sharding.padded(config.evaluate.batch_size, len(jax.devices())))
+    self.programs = Programs(config, mesh, self.image_shape, len(self.class_names),
+                             described['train_examples'])
+    like = jax.eval_shape(self.programs.init, jax.ShapeDtypeStruct((), np.int32),
+                          hyper_arrays(config))
+    state, self.progress = checkpoints.restore(
+        self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
+    self.variables = sharding.put(state['state'].variables(), sharding.replicated(mesh))
+
+  @property
+  def parameters(self) -> int:
+    """How many numbers training adjusts."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+
+  @property
+  def results(self) -> dict[str, Any]:
+    """The contents of results.json; raises WorkdirError when the run is not finished."""
+    return workdir.read_json(self.workdir / 'results.json')
+
+  @property
+  def history(self) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return workdir.History(self.workdir / 'metrics.jsonl').read()
+
+  def predict(self, images: Any) -> np.ndarray:
+    """Class probabilities of images.
+
+    Args:
+      images: [N, H, W], or [N, H, W, C]; uint8 in 0..255 or floating point in [0, 1].
+
+    Returns:
+      float32 [N, K]; rows sum to 1.
+
+    Raises:
+      DataError: for another shape, type or range.
+    """
+    pixels = check_images(images, self.image_shape)
+    if not len(pixels):
+      return np.zeros((0, len(self.class_names)), np.float32)
+    mesh = self.programs.mesh
+    size = sharding.padded(min(self.config.evaluate.batch_size, len(pixels)), mesh.size)
+    parts = []
+    for start in range(0, len(pixels), size):
+      batch = pixels[start:start + size]
+      batch = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
+      args = (self.variables, sharding.put(batch, sharding.by_example(mesh)))
+      parts.append(self.programs.compiled(self.programs.predict, *args)(*args))
+    return np.concatenate(jax.device_get(parts))[:len(pixels)]
+
+
+def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
+  """Images as [N, H, W, C], uint8 or float32 in [0, 1]; raises DataError like `Run.predict`."""
+  try:
+    array = np.asarray(images)
+  except ValueError as error:
+    raise DataError(f'The images are not an array ({error}); stack images of one size.') from error
+  height, width, channels = image_shape
+  if array.ndim == 3 and channels == 1:
+    array = array[..., None]
+  if array.ndim != 4 or array.shape[1:] != (height, width, channels):
+    plain = f'[N, {height}, {width}] or ' if channels == 1 else ''
+    raise DataError(f'The images have shape {list(np.shape(images))}; this model takes {plain}'
+                    f'[N, {height}, {width}, {channels}].')
+  if array.dtype == np.uint8:
+    return array
+  if not np.issubdtype(array.dtype, np.floating):
+    raise DataError(f'The images are {array.dtype}; give uint8 in 0..255 or floating point in '
+                    '[0, 1].')
+  array = array.astype(np.float32)
+  if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+    raise DataError('The images hold values that are not finite or outside [0, 1]; scale floating '
+                    'point images to [0, 1].')
+  return array
+
+
+def _choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
+  if which == 'latest':
+    return latest
+  if which == 'best':
+    wanted = checkpoints.progress(latest)['best_step']
+  elif which.isdecimal():
+    wanted = int(which)
+  else:
+    raise CheckpointError(f'The checkpoint is {which!r}; it must be best, latest or a step.')
+  if wanted not in checkpoints.steps():
+    kept = ', '.join(map(str, checkpoints.steps()))
+    raise CheckpointError(f'There is no checkpoint of step {wanted}; there are those of {kept}.')
+  return wanted
+
+
+def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> Run:
+  """Loads a trained model.
+
+  Args:
+    directory: the run's work directory.
+    checkpoint: 'best', 'latest' or a step.
+
+  Raises:
+    UserError: when there is no such run or checkpoint, or it is damaged.
+  """
+  directory = pathlib.Path(directory)
+  return Run(directory, workdir.read_config(directory), checkpoint)
