@@ -36,6 +36,8 @@ def prepare_environment() -> None:
   is left as it is.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # With several processes jax would take SIGTERM away from `interrupt`.
+  os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
 
 
 def setup(*, deterministic: bool, compile_cache: bool) -> str:
@@ -255,6 +257,19 @@ def _processor() -> str:
     described += '\n'.join(sorted({line for line in lines
                                    if line.startswith(('flags', 'model name', 'Features'))}))
   return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def largest_of_all(value: int) -> int:
+  """The largest of every process's `value`; all processes must call this at the same point.
+
+  So all of them stop at the same step when one has been asked to.
+  """
+  import jax
+  if jax.process_count() == 1:
+    return value
+  import numpy as np
+  from jax.experimental import multihost_utils
+  return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def versions() -> dict[str, Any]:

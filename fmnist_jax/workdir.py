@@ -263,8 +263,8 @@ class Workdir:
         self.close()
         raise
     except (FileExistsError, NotADirectoryError) as error:
-      raise WorkdirError(f'{error.filename} is not a directory; choose another --workdir.'
-                         ) from error
+      file = next(p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir())
+      raise WorkdirError(f'{file} is not a directory; choose another --workdir.') from error
     except OSError as error:
       raise WorkdirError(f'{error.filename or self.path} cannot be used: {_reason(error)}; choose '
                          'another --workdir or give permission.') from error
@@ -298,9 +298,11 @@ class Workdir:
       write_json(self.path / 'config.json', to_json(config))
       return
     changed = differences(read_config(self.path), config)
+    # Where a section is of another kind, that says it; its fields need not be listed one by one.
+    both = [line for line in changed if 'absent' not in line] or changed
     if changed:
-      raise WorkdirError(f'{self.path} holds a run of another config ({"; ".join(changed)}); '
-                         'choose another --workdir, or delete this one to start anew.')
+      raise WorkdirError(f'{self.path} holds a run of another config ({"; ".join(both)}); choose '
+                         'another --workdir, or delete this one to start anew.')
 
 
 def _lock(directory: pathlib.Path) -> int:
