@@ -1,0 +1,245 @@
+"""TFDS builders without TensorFlow, and the one place that prepares and opens their data.
+
+Data is prepared once, under `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, as array_record files in
+the original order, so test image i here is test image i in Keras and torchvision. Preparing holds
+a lock; the finished folder appears by a rename; the SHA-256 of the content is recorded and
+checked whenever data is read.
+
+This module imports tensorflow_datasets, which takes a while: import it where data is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core.utils import tqdm_utils
+
+from fmnist_jax.data import idx, locks, records, sources, synthetic
+
+SPLITS = ('train', 'test')
+_SHAPE = (28, 28, 1)
+Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+class _Info(tfds.core.DatasetInfo):
+  """TFDS's description of a set, without its look at a bucket and the folder that leaves in /tmp."""
+
+  def initialize_from_bucket(self) -> None:
+    """Does nothing."""
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Images and labels as this library keeps them; a base class, no data set itself."""
+  VERSION = tfds.core.Version('1.0.0')
+  CLASS_NAMES: tuple[str, ...]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return _Info(
+        builder=self,
+        features=tfds.features.FeaturesDict({
+            # As bytes every record has the same length; as a list of integers it would not.
+            'image': tfds.features.Tensor(shape=_SHAPE, dtype=np.uint8,
+                                          encoding=tfds.features.Encoding.BYTES),
+            'label': tfds.features.ClassLabel(names=list(self.CLASS_NAMES)),
+        }),
+        supervised_keys=('image', 'label'),
+        metadata=tfds.core.MetadataDict(sha256={}),
+        disable_shuffling=True)
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+    del dl_manager  # `sources` downloads: with a time limit, mirrors and one error message.
+    return {split: self._generate_examples(split) for split in SPLITS}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    number, digest = 0, Digest(self.examples(split))
+    for images, labels in self.chunks(split):
+      digest.update(images, labels)
+      for image, label in zip(images, labels.tolist()):
+        yield number, {'image': image, 'label': label}
+        number += 1
+    self.info.metadata['sha256'][split] = digest.hexdigests()
+
+  def chunks(self, split: str) -> Chunks:
+    """The split in order: images uint8 [n, 28, 28, 1], labels [n]."""
+    raise NotImplementedError
+
+  def examples(self, split: str) -> int:
+    """How many examples the split has."""
+    raise NotImplementedError
+
+  def published_sha256(self, split: str) -> list[str]:
+    """The hashes of images and labels that everybody knows; empty where there are none."""
+    del split
+    return []
+
+  def recorded_sha256(self, split: str) -> list[str]:
+    """The hashes of images and labels noted when the copy was prepared."""
+    return list(self.info.metadata['sha256'][split])
+
+  def digest(self, split: str) -> list[str]:
+    """The hashes of images and labels, computed from what would be prepared."""
+    digest = Digest(self.examples(split))
+    for images, labels in self.chunks(split):
+      digest.update(images, labels)
+    return digest.hexdigests()
+
+
+class _Published(Builder, skip_registration=True):
+  """A published set, prepared from `files`; looked for when they are None."""
+  KEY: str
+  files: sources.Files | None = None
+
+  def chunks(self, split: str) -> Chunks:
+    """See `Builder`."""
+    if self.files is None:
+      self.files = sources.obtain(self.KEY)
+    yield self.files.arrays(split)
+
+  def examples(self, split: str) -> int:
+    """See `Builder`."""
+    return 60_000 if split == 'train' else 10_000
+
+  def published_sha256(self, split: str) -> list[str]:
+    """See `Builder`."""
+    return list(sources.ORIGINALS[self.KEY].split_sha256(split))
+
+
+class FmnistJaxFashionMnist(_Published):
+  """Fashion-MNIST (arXiv:1708.07747)."""
+  KEY = 'fashion_mnist'
+  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
+
+
+class FmnistJaxMnist(_Published):
+  """MNIST, handwritten digits."""
+  KEY = 'mnist'
+  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
+
+
+class FmnistJaxSynthetic(Builder):
+  """The drawn garments of `synthetic.py`; the name of the builder config says how many."""
+  VERSION = tfds.core.Version(synthetic.VERSION)
+  CLASS_NAMES = synthetic.CLASS_NAMES
+
+  def chunks(self, split: str) -> Chunks:
+    """See `Builder`."""
+    for start in range(0, self.examples(split), records.CHUNK):
+      numbers = np.arange(start, min(start + records.CHUNK, self.examples(split)))
+      yield synthetic.draw(numbers, split=split)
+
+  def examples(self, split: str) -> int:
+    """See `Builder`."""
+    return int(self.builder_config.name.split('_')[SPLITS.index(split)])
+
+
+BUILDERS: dict[str, type[Builder]] = {
+    'fashion_mnist': FmnistJaxFashionMnist, 'mnist': FmnistJaxMnist,
+    'synthetic': FmnistJaxSynthetic}
+
+
+class Digest:
+  """The SHA-256 of the IDX files that a stream of images and labels would make."""
+
+  def __init__(self, examples: int):
+    self._images = hashlib.sha256(idx.header((examples, *_SHAPE[:2])))
+    self._labels = hashlib.sha256(idx.header((examples,)))
+
+  def update(self, images: np.ndarray, labels: np.ndarray) -> None:
+    """Adds images uint8 [n, 28, 28, 1] and labels [n], below 256."""
+    self._images.update(np.ascontiguousarray(images).data)
+    self._labels.update(np.asarray(labels, np.uint8).data)
+
+  def hexdigests(self) -> list[str]:
+    """The hashes of images and labels."""
+    return [self._images.hexdigest(), self._labels.hexdigest()]
+
+
+def builder(name: str, files: sources.Files | None, train_examples: int,
+            test_examples: int) -> Builder:
+  """Makes the builder of a set, quietly.
+
+  Args:
+    name: 'fashion_mnist', 'mnist' or 'synthetic'.
+    files: to prepare a published set from; None: look for them, but only then.
+    train_examples: how many garments to draw.
+    test_examples: how many of them for the test split.
+  """
+  config = None
+  if name == 'synthetic':
+    config = tfds.core.BuilderConfig(name=f'{train_examples}_{test_examples}')
+  with _quiet():
+    made = BUILDERS[name](data_dir=sources.tfds_folder(), config=config,
+                          file_format='array_record')
+  if isinstance(made, _Published):
+    made.files = files
+  return made
+
+
+def prepare(make: Callable[[], Builder]) -> None:
+  """Prepares a set, unless a finished copy is there or another process makes one meanwhile.
+
+  Args:
+    make: makes the builder; called again under the lock, for a builder that is made when a copy
+      is there reads its description.
+
+  Raises:
+    DataError: when there is nothing to prepare from.
+    Exception: whatever TFDS raises when the folder cannot be written.
+  """
+  path = pathlib.Path(make().data_dir)
+  if path.is_dir():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with locks.locked(path.parent / '.lock'):
+    made = make()
+    if path.is_dir():
+      return
+    for leftover in path.parent.glob('incomplete.*'):  # Of a dead process: a live one has the lock.
+      shutil.rmtree(leftover, ignore_errors=True)
+    if isinstance(made, _Published) and made.files is None:
+      made.files = sources.obtain(made.KEY)
+    logging.info('Preparing %s, this once, in %s.', made.name, path)
+    with _quiet():
+      made.download_and_prepare()
+
+
+def discard(make: Callable[[], Builder]) -> None:
+  """Removes a damaged copy; a process that is reading it keeps the files it has open."""
+  path = pathlib.Path(make().data_dir)
+  with locks.locked(path.parent / '.lock'):
+    doomed = path.with_name(f'incomplete.damaged_{path.name}')
+    shutil.rmtree(doomed, ignore_errors=True)
+    if path.exists():
+      path.rename(doomed)
+      shutil.rmtree(doomed, ignore_errors=True)
+
+
+def source(made: Builder, split: str) -> records.RecordSource:
+  """A prepared split ('train' or 'test'), to be read at random."""
+  with _quiet():
+    raw = made.as_data_source(
+        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  return records.RecordSource(raw, made.info.features.deserialize_example_np, _SHAPE)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps TFDS from printing, drawing bars and warning about what is meant."""
+  bars, verbosity = tqdm_utils._active, logging.get_verbosity()
+  tqdm_utils.display_progress_bar(False)
+  logging.set_verbosity(logging.ERROR)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tqdm_utils.display_progress_bar(bars)
+    logging.set_verbosity(verbosity)

@@ -1,0 +1,148 @@
+"""Downloads the four files of a published set; resumes where it was cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import pathlib
+import queue
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from fmnist_jax.data import locks, sources
+from fmnist_jax.errors import DataError
+
+CONNECT_SECONDS = 5.0
+_PIECE = 1 << 16
+
+
+def fetch(original: sources.Original, folder: pathlib.Path) -> None:
+  """Downloads what is missing of a set into `folder`.
+
+  A file appears under its name when it is whole and its SHA-256 is right; until then it is
+  `NAME.part`, which the next attempt continues. Two processes take turns.
+
+  Raises:
+    DataUnavailable: saying why, when no mirror serves all of it.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.locked(folder / '.lock'):
+      reasons: list[str] = []
+      mirrors = list(original.mirrors)
+      for i, file in enumerate(sources.FILES):
+        path = folder / f'{file}.gz'
+        try:
+          sources.check(original, i, str(path))
+        except DataError:  # Missing or damaged.
+          _fetch_file(original, i, path, mirrors, reasons)
+  except OSError as error:
+    raise sources.DataUnavailable(f'downloading to {folder} failed ({error.strerror})') from error
+
+
+def _fetch_file(original: sources.Original, i: int, path: pathlib.Path, mirrors: list[str],
+                reasons: list[str]) -> None:
+  """Gets one file from the first mirror that serves it; drops those that do not from `mirrors`."""
+  while mirrors:
+    url = f'{mirrors[0]}{sources.FILES[i]}.gz'
+    logging.info('Downloading %s.', url)
+    try:
+      _fetch_url(url, path, original.packed_bytes[i], original.packed_sha256[i])
+      return
+    except _MirrorError as error:
+      reasons.append(f'{url}: {error}')
+      logging.info('%s', reasons[-1])
+      mirrors.pop(0)
+  raise sources.DataUnavailable(f'no address could be downloaded from ({"; ".join(reasons)})')
+
+
+class _MirrorError(Exception):
+  """Why an address did not serve a file."""
+
+
+def _fetch_url(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
+  part = path.with_name(f'{path.name}.part')
+  while True:
+    start = part.stat().st_size if part.exists() else 0
+    if start < size:
+      reached = _append(url, part, start, size)
+      if reached < size:
+        if reached <= start:
+          raise _MirrorError('the connection breaks off')
+        continue  # It went on a little: worth another request.
+    with open(part, 'rb') as file:
+      found = hashlib.file_digest(file, 'sha256').hexdigest()
+    if found == sha256 and part.stat().st_size == size:
+      with open(part, 'rb') as file:
+        os.fsync(file.fileno())
+      os.replace(part, path)
+      return
+    part.unlink()
+    if not start:
+      raise _MirrorError('it serves another file')
+    # The start was left by another mirror or a damaged disk: once more, from the beginning.
+
+
+def _append(url: str, part: pathlib.Path, start: int, size: int) -> int:
+  """Downloads from byte `start` to the end; returns how far it came."""
+  headers = {'User-Agent': 'fmnist_jax', **({'Range': f'bytes={start}-'} if start else {})}
+  request = urllib.request.Request(url, headers=headers)
+  try:
+    response = _within(2 * CONNECT_SECONDS,
+                       lambda: urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
+  except urllib.error.HTTPError as error:
+    raise _MirrorError(f'HTTP {error.code}') from error
+  except (OSError, http.client.HTTPException, ValueError) as error:
+    reason = getattr(error, 'reason', None) or error
+    raise _MirrorError(str(reason) or type(error).__name__) from error
+  with response:
+    continues = response.status == 206 and (
+        response.headers.get('Content-Range', '').startswith(f'bytes {start}-'))
+    reached = start if continues else 0
+    with open(part, 'r+b' if continues else 'wb') as file:
+      file.seek(reached)
+      while reached < size:
+        try:
+          piece = response.read(min(_PIECE, size - reached))
+        except (TimeoutError, ConnectionError, http.client.HTTPException):
+          break
+        if not piece:
+          break
+        file.write(piece)
+        reached += len(piece)
+      file.truncate()
+  return reached
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+  """Calls in a thread and waits so long: looking up a name obeys no other time limit."""
+  results: queue.Queue[tuple[bool, Any]] = queue.Queue()
+  given_up = threading.Event()
+
+  def run() -> None:
+    try:
+      result = call()
+    except Exception as error:
+      results.put((False, error))
+      return
+    results.put((True, result))
+    if given_up.is_set():
+      with contextlib.suppress(Exception):
+        result.close()
+
+  threading.Thread(target=run, daemon=True).start()
+  try:
+    succeeded, result = results.get(timeout=seconds)
+  except queue.Empty:
+    given_up.set()
+    raise TimeoutError(f'no answer within {seconds:g} seconds') from None
+  if not succeeded:
+    raise result
+  return result

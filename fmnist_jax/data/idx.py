@@ -1,0 +1,139 @@
+"""The IDX format of MNIST and Fashion-MNIST, read as if the file came from an enemy.
+
+An IDX file is a magic number (two zero bytes, a type code, the number of axes), each axis's
+length as a big-endian 32-bit integer, then the values in C order; usually packed with gzip.
+Memory stays within what the header claims, within `max_bytes`, and within what the file really
+holds: a header that claims a gigabyte in a file of twenty bytes costs twenty bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from fmnist_jax.errors import DataError
+
+_UINT8 = 0x08
+_MAX_AXES = 4
+# Small: a file of tiny gzip members copies the unread rest of a piece once for each of them.
+_PIECE = 1 << 14
+_GZIP_MAGIC = b'\x1f\x8b'
+
+
+def header(shape: tuple[int, ...]) -> bytes:
+  """The bytes that open the IDX file of a uint8 array of this shape."""
+  return struct.pack(f'>BBBB{len(shape)}I', 0, 0, _UINT8, len(shape), *shape)
+
+
+def sha256(array: np.ndarray) -> str:
+  """The SHA-256 of the unpacked IDX file that holds this array (integers 0..255), in hex."""
+  digest = hashlib.sha256(header(array.shape))
+  digest.update(np.ascontiguousarray(array, np.uint8).data)
+  return digest.hexdigest()
+
+
+def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
+  """Reads an IDX file of unsigned bytes, packed with gzip or not.
+
+  Args:
+    path: the file.
+    max_bytes: the most the header may claim.
+
+  Returns:
+    The array: uint8, writable, of the shape the header names.
+
+  Raises:
+    DataError: when the file is missing, no IDX file of bytes, truncated, damaged, longer than its
+      header says, or larger than `max_bytes`.
+  """
+  path = os.fspath(path)
+  try:
+    # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+      if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise DataError(f'{path} is not a file; give the IDX file itself.')
+      return _parse(file, path, max_bytes)
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
+    raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; '
+                    'check the file and its permissions.') from error
+  except zlib.error as error:
+    raise DataError(f'{path} is damaged (gzip: {error}); fetch it again.') from error
+
+
+def _parse(file: BinaryIO, path: str, max_bytes: int) -> np.ndarray:
+  magic = file.read(2)
+  file.seek(0)
+  pieces = _gunzip(file, path) if magic == _GZIP_MAGIC else iter(lambda: file.read(_PIECE), b'')
+  content = bytearray()
+
+  def fill(size: int) -> bool:
+    """Reads until `content` holds at least `size` bytes; False when the file ends before."""
+    while len(content) < size:
+      piece = next(pieces, b'')
+      if not piece:
+        return False
+      content.extend(piece)
+    return True
+
+  if not fill(4):
+    raise DataError(f'{path} ends after {len(content)} bytes and is no IDX file; fetch it again.')
+  zeros, kind, axes = struct.unpack('>HBB', content[:4])
+  if zeros or not 1 <= axes <= _MAX_AXES:
+    raise DataError(f'{path} is no IDX file (it starts with {bytes(content[:4]).hex()}); '
+                    'fetch it again.')
+  if kind != _UINT8:
+    raise DataError(f'{path} holds IDX values of type 0x{kind:02x}; only unsigned bytes (0x08) '
+                    'are read.')
+  start = 4 + 4 * axes
+  if not fill(start):
+    raise DataError(f'{path} is truncated within its header; fetch it again.')
+  shape = struct.unpack(f'>{axes}I', content[4:start])
+  size = math.prod(shape)
+  if not size:
+    raise DataError(f'{path} is empty: its header says {_times(shape)}; fetch it again.')
+  if size > max_bytes:
+    raise DataError(f'{path} claims {_times(shape)} bytes, more than the {max_bytes:,} '
+                    'allowed; fetch it again.')
+  if not fill(start + size):
+    raise DataError(f'{path} is truncated: {len(content) - start:,} of the {size:,} bytes its '
+                    f'header promises ({_times(shape)}) are there; fetch it again.')
+  # One more read also makes gzip check its checksum.
+  if fill(start + size + 1):
+    raise DataError(f'{path} goes on after the {size:,} bytes its header promises '
+                    f'({_times(shape)}); fetch it again.')
+  return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _gunzip(file: BinaryIO, path: str) -> Iterator[bytes]:
+  """Yields the unpacked bytes of all gzip members, a mebibyte at most at a time."""
+  rest, members_end = b'', True
+  while True:
+    if members_end:
+      unpack, yielded, members_end = zlib.decompressobj(wbits=31), False, False
+    piece = rest or file.read(_PIECE)
+    if not piece:
+      raise DataError(f'{path} is truncated: its gzip stream breaks off; fetch it again.')
+    unpacked = unpack.decompress(piece, 1 << 20)
+    rest = unpack.unconsumed_tail
+    if unpacked:
+      yielded = True
+      yield unpacked
+    if unpack.eof:
+      rest = unpack.unused_data or file.read(_PIECE)
+      if not rest:
+        return
+      if not yielded:
+        raise DataError(f'{path} is damaged (an empty gzip member inside); fetch it again.')
+      members_end = True
+
+
+def _times(shape: tuple[int, ...]) -> str:
+  return ' x '.join(f'{n:,}' for n in shape)
