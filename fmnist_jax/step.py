@@ -153,7 +153,7 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array, *, apply
   ema = state.ema
   if ema is not None:
     ema = _average(ema, {'params': params, 'model_state': model_state}, ema_decay, state.step)
-  finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+  finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
   sums = Sums(loss=loss * labels.shape[0],
               correct=jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
               count=jnp.full((), labels.shape[0], jnp.int32),

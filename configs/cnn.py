@@ -1,0 +1,15 @@
+"""B1's CNN: two convolutions, two pools, dense 128: 225,034 parameters.
+
+  python -m fmnist_jax.main --config=configs/cnn.py
+
+TIME_cnn
+"""
+
+from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+
+
+def get_config() -> Config:
+  return Config(
+      model=CNN(channels=(32, 64), pool=(2, 2), dense=(128,)),
+      optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
+      train=Train(epochs=12, ema_decay=0.999))

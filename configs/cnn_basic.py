@@ -1,0 +1,15 @@
+"""B2's basic CNN: one convolution, one pool, dense 128: 693,962 parameters.
+
+  python -m fmnist_jax.main --config=configs/cnn_basic.py
+
+TIME_cnn_basic
+"""
+
+from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+
+
+def get_config() -> Config:
+  return Config(
+      model=CNN(channels=(32,), pool=(2,), dense=(128,)),
+      optim=AdamW(learning_rate=2e-3, weight_decay=5e-2, schedule=OneCycle()),
+      train=Train(epochs=12, ema_decay=0.999))

@@ -1,0 +1,17 @@
+"""B4's CNN: three blocks of convolution, BatchNorm, ReLU, pool; dense 128 with dropout: PARAMS
+parameters.
+
+  python -m fmnist_jax.main --config=configs/cnn_blocks.py
+
+TIME_cnn_blocks
+"""
+
+from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+
+
+def get_config() -> Config:
+  return Config(
+      model=CNN(channels=(32, 64, 128), padding='SAME', pool=(2, 2, 2), batch_norm=True, dense=(128,),
+                dense_dropout=0.3),
+      optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
+      train=Train(epochs=20, ema_decay=0.999))

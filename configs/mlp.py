@@ -1,0 +1,15 @@
+"""B1's dense network: 784-128-10, 101,770 parameters.
+
+  python -m fmnist_jax.main --config=configs/mlp.py
+
+TIME_mlp
+"""
+
+from fmnist_jax.config import MLP, AdamW, Config, Cosine, Train
+
+
+def get_config() -> Config:
+  return Config(
+      model=MLP(hidden=(128,)),
+      optim=AdamW(learning_rate=2e-3, weight_decay=1e-2, schedule=Cosine(warmup_epochs=1)),
+      train=Train(epochs=20))

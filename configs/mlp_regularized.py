@@ -1,0 +1,15 @@
+"""B1's dense network with dropout and weight decay (decoupled L2): 101,770 parameters.
+
+  python -m fmnist_jax.main --config=configs/mlp_regularized.py
+
+TIME_mlp_regularized
+"""
+
+from fmnist_jax.config import MLP, AdamW, Config, Cosine, Train
+
+
+def get_config() -> Config:
+  return Config(
+      model=MLP(hidden=(128,), dropout=0.2),
+      optim=AdamW(learning_rate=2e-3, weight_decay=5e-2, schedule=Cosine(warmup_epochs=1)),
+      train=Train(epochs=30, ema_decay=0.999))

@@ -1,0 +1,110 @@
+"""Schedules and optimisers against formulas and NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import optim
+
+PARAMS = {'kernel': jnp.arange(6.0).reshape(2, 3) - 2.5, 'bias': jnp.array([1.0, -2.0, 0.5])}
+GRADS = {'kernel': jnp.full((2, 3), 0.3), 'bias': jnp.array([0.1, -0.2, 0.4])}
+
+
+def shape(schedule, steps_per_epoch=10, epochs=10):
+  function = optim.schedule_shape(schedule, steps_per_epoch, epochs)
+  return np.array([float(function(jnp.asarray(t))) for t in range(steps_per_epoch * epochs + 1)])
+
+
+def test_constant_warms_up_linearly_to_the_peak():
+  values = shape(config_lib.Constant(warmup_epochs=0.5))
+  np.testing.assert_allclose(values[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+  np.testing.assert_array_equal(values[5:], 1.0)
+
+
+def test_cosine_is_the_formula():
+  values = shape(config_lib.Cosine(warmup_epochs=2, final=0.1))
+  np.testing.assert_allclose(values[:20], np.arange(1, 21) / 20, rtol=1e-6)
+  t = np.arange(81) / 80
+  np.testing.assert_allclose(values[20:], 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * t)), atol=1e-6)
+
+
+def test_one_cycle_rises_and_falls():
+  values = shape(config_lib.OneCycle(rise=0.3))
+  assert values[0] == pytest.approx(1 / 25)
+  assert values.argmax() == 30 and values[30] == pytest.approx(1.0)
+  assert values[-1] == pytest.approx(1e-4, rel=1e-2)
+  assert (np.diff(values[:31]) > 0).all() and (np.diff(values[30:]) < 0).all()
+
+
+def test_step_drops_at_the_end_of_the_epochs_named():
+  values = shape(config_lib.Step(epochs=(3.0, 5.0), factor=0.1, warmup_epochs=1.0))
+  assert values[9] == pytest.approx(1.0) and values[29] == pytest.approx(1.0)
+  assert values[31] == pytest.approx(0.1) and values[51] == pytest.approx(0.01)
+
+
+def update(config, steps=3):
+  tx = optim.build(config, 10, 10)
+  params, state = PARAMS, tx.init(PARAMS)
+  for _ in range(steps):
+    updates, state = tx.update(GRADS, state, params)
+    params = optax.apply_updates(params, updates)
+  return params
+
+
+def numpy_adamw(param, grad, decay, steps, lr=0.01, b1=0.9, b2=0.999, eps=1e-8):
+  param, grad = np.asarray(param, np.float64), np.asarray(grad, np.float64)
+  m = v = 0.0
+  for t in range(1, steps + 1):
+    m, v = b1 * m + (1 - b1) * grad, b2 * v + (1 - b2) * grad**2
+    param = param - lr * (m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * param)
+  return param
+
+
+def test_adamw_decays_kernels_and_not_biases():
+  found = update(config_lib.AdamW(learning_rate=0.01, weight_decay=0.5))
+  np.testing.assert_allclose(found['kernel'], numpy_adamw(PARAMS['kernel'], GRADS['kernel'], 0.5, 3),
+                             rtol=1e-5)
+  np.testing.assert_allclose(found['bias'], numpy_adamw(PARAMS['bias'], GRADS['bias'], 0.0, 3),
+                             rtol=1e-5)
+
+
+def test_adam_decays_nothing():
+  found = update(config_lib.Adam(learning_rate=0.01))
+  np.testing.assert_allclose(found['kernel'], numpy_adamw(PARAMS['kernel'], GRADS['kernel'], 0, 3),
+                             rtol=1e-5)
+
+
+def test_sgd_with_nesterov_momentum():
+  found = update(config_lib.SGD(learning_rate=0.1, momentum=0.9))
+  param, grad, velocity = np.float64(PARAMS['bias']), np.float64(GRADS['bias']), 0.0
+  for _ in range(3):
+    velocity = 0.9 * velocity + grad
+    param = param - 0.1 * (grad + 0.9 * velocity)
+  np.testing.assert_allclose(found['bias'], param, rtol=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+  found = update(config_lib.SGD(learning_rate=1.0, momentum=0.0, clip_norm=0.01), steps=1)
+  moved = jax.tree.map(lambda a, b: a - b, PARAMS, found)
+  assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-4)
+
+
+@pytest.mark.parametrize('config', [
+    config_lib.AdamW(clip_norm=0.1, schedule=config_lib.OneCycle()),
+    config_lib.SGD(weight_decay=0.1, clip_norm=0.1, schedule=config_lib.Step()),
+    config_lib.Adam(schedule=config_lib.Cosine(warmup_epochs=1))])
+def test_settings_may_be_traced(config):
+  whole = config_lib.Config(optim=config)
+  values = {name: value for name, value in config_lib.continuous(whole).items()
+            if name.startswith('optim.')}
+
+  @jax.jit
+  def traced(values):
+    return update(config_lib.replace(whole, values).optim)
+
+  expected = update(config)
+  found = traced({name: jnp.float32(value) for name, value in values.items()})
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), expected, found)

@@ -1,0 +1,168 @@
+"""One step, against arithmetic done another way."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from fmnist_jax import step
+
+
+class Linear(nn.Module):
+  """Somebody else's module."""
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    return nn.Dense(3)(images.reshape(images.shape[0], -1))
+
+
+class Normed(nn.Module):
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = nn.Conv(4, (3, 3))(images)
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+    x = nn.Dropout(0.3, deterministic=not train)(x.reshape(x.shape[0], -1))
+    return nn.Dense(3)(x)
+
+
+def batch(count=8, seed=0):
+  random = np.random.default_rng(seed)
+  return (jnp.asarray(random.random((count, 6, 6, 1), np.float32)),
+          jnp.asarray(random.integers(0, 3, count), jnp.int32))
+
+
+def start(module, tx, ema=False, seed=0):
+  return step.init_state(module, tx, jax.random.key(seed), batch(1)[0], ema=ema)
+
+
+def test_cross_entropy_by_hand():
+  logits = jnp.array([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]])
+  labels = jnp.array([1, 2])
+  p = np.exp([[1, 2, 0.5], [0, 0, 0]])
+  log_p = np.log(p / p.sum(1, keepdims=True))
+  expected = -np.array([log_p[0, 1], log_p[1, 2]])
+  np.testing.assert_allclose(step.cross_entropy(logits, labels), expected, rtol=1e-6)
+  smooth = 0.9 * expected - 0.1 * log_p.mean(1)
+  np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.1), smooth, rtol=1e-6)
+  # The same as the smoothed target written out, by optax.
+  target = optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.1)
+  np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.1),
+                             optax.softmax_cross_entropy(logits, target), rtol=1e-6)
+
+
+def test_a_linear_model_learns_by_the_gradient_of_the_mean_loss():
+  tx = optax.sgd(0.5)
+  state = start(Linear(), tx)
+  images, labels = batch()
+  new, sums = step.train_step(state, images, labels, apply=Linear().apply, tx=tx)
+  x = np.asarray(images, np.float64).reshape(8, -1)
+  kernel = np.asarray(state.params['Dense_0']['kernel'], np.float64)
+  logits = x @ kernel
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  y = np.eye(3)[np.asarray(labels)]
+  np.testing.assert_allclose(new.params['Dense_0']['kernel'], kernel - 0.5 * x.T @ (p - y) / 8,
+                             atol=1e-6)
+  np.testing.assert_allclose(new.params['Dense_0']['bias'], -0.5 * (p - y).mean(0), atol=1e-6)
+  assert sums.loss == pytest.approx(-np.log((p * y).sum(1)).sum(), rel=1e-5)
+  assert int(sums.correct) == (logits.argmax(1) == np.asarray(labels)).sum()
+  assert int(sums.count) == 8 and int(sums.bad_step) == -1 and int(new.step) == 1
+
+
+def test_batch_statistics_and_dropout_belong_to_the_step():
+  tx = optax.sgd(0.1)
+  state = start(Normed(), tx)
+  images, labels = batch()
+  go = lambda state: step.train_step(state, images, labels, apply=Normed().apply, tx=tx)[0]
+  new = go(state)
+  conv = nn.Conv(4, (3, 3)).apply({'params': state.params['Conv_0']}, images)
+  np.testing.assert_allclose(new.model_state['batch_stats']['BatchNorm_0']['mean'],
+                             0.1 * conv.mean((0, 1, 2)), atol=1e-6)
+  again, later = go(state), go(state.replace(step=state.step + 1))
+  kernel = lambda s: np.asarray(s.params['Dense_0']['kernel'])
+  np.testing.assert_array_equal(kernel(new), kernel(again))
+  assert (kernel(new) != kernel(later)).any(), 'another step must drop other units'
+
+
+def test_streams_and_steps_have_keys_of_their_own():
+  state = start(Linear(), optax.sgd(0.1))
+  keys = [jax.random.key_data(state.replace(step=jnp.int32(t)).step_key(stream)).tolist()
+          for t in range(5) for stream in (step.DROPOUT, step.AUGMENT)]
+  assert len({tuple(key) for key in keys}) == len(keys)
+
+
+def test_moving_averages_follow_their_formula_and_are_what_is_evaluated():
+  tx = optax.sgd(0.5)
+  state = start(Normed(), tx, ema=True)
+  images, labels = batch()
+  expected = np.asarray(state.params['Dense_0']['kernel'], np.float64)
+  for t in range(20):
+    state, _ = step.train_step(state, images, labels, apply=Normed().apply, tx=tx, ema_decay=0.6)
+    decay = min(0.6, (1 + t) / (10 + t))
+    expected = decay * expected + (1 - decay) * np.asarray(state.params['Dense_0']['kernel'])
+  used = state.variables()
+  np.testing.assert_allclose(used['params']['Dense_0']['kernel'], expected, rtol=1e-5, atol=1e-6)
+  assert set(used) == {'params', 'batch_stats'}
+  assert (np.asarray(used['batch_stats']['BatchNorm_0']['mean'])
+          != np.asarray(state.model_state['batch_stats']['BatchNorm_0']['mean'])).any()
+
+
+def test_the_first_bad_step_is_remembered():
+  tx = optax.sgd(0.1)
+  state = start(Linear(), tx)
+  images, labels = batch()
+  total = step.Sums.zero()
+  for t in range(4):
+    broken = images.at[0, 0, 0, 0].set(jnp.inf) if t == 2 else images
+    state, sums = step.train_step(state, broken, labels, apply=Linear().apply, tx=tx)
+    total = total + sums
+  assert int(total.bad_step) == 2
+
+
+def test_evaluation_counts_no_padding():
+  tx = optax.sgd(0.1)
+  state = start(Linear(), tx)
+  images, labels = batch(6)
+  whole = step.eval_step(state.variables(), images, labels, jnp.ones(6, bool),
+                         apply=Linear().apply)
+  padded = step.eval_step(state.variables(), jnp.pad(images, ((0, 2), (0, 0), (0, 0), (0, 0))),
+                          jnp.pad(labels, (0, 2)), jnp.arange(8) < 6, apply=Linear().apply)
+  assert int(padded.count) == 6 and int(padded.correct) == int(whole.correct)
+  assert float(padded.loss) == pytest.approx(float(whole.loss), rel=1e-6)
+
+
+@pytest.mark.parametrize('devices', [2, 4])
+def test_a_step_on_several_devices_is_the_step_on_one(devices):
+  """Loss, parameters and BatchNorm statistics: those of the whole batch."""
+  tx = optax.sgd(0.5)
+  state = start(Normed(), tx, ema=True)
+  images, labels = batch(8)
+  go = jax.jit(lambda state, images, labels: step.train_step(
+      state, images, labels, apply=Normed().apply, tx=tx, ema_decay=0.9))
+  mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices],
+                       axis_types=(AxisType.Auto,))
+  split = NamedSharding(mesh, PartitionSpec('data'))
+  whole = NamedSharding(mesh, PartitionSpec())
+  alone = go(state, images, labels)
+  shared = go(jax.device_put(state, whole), jax.device_put(images, split),
+              jax.device_put(labels, split))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), alone, shared)
+
+
+def test_no_step_compiles_twice():
+  tx = optax.adam(1e-3)
+  images, labels = batch()
+  traced = []
+
+  @jax.jit
+  def go(state, images, labels):
+    traced.append(1)
+    return step.train_step(state, images, labels, apply=Normed().apply, tx=tx)
+
+  state = start(Normed(), tx)
+  for _ in range(3):
+    state, _ = go(state, images, labels)
+  assert len(traced) == 1
