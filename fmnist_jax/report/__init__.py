@@ -75,8 +75,12 @@ def _replace(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
   for left_over in (fresh, old):  # of a process that was killed here
     shutil.rmtree(left_over, ignore_errors=True)
   fresh.mkdir(parents=True)
-  for name, content in files.items():
-    (fresh / name).write_bytes(content)
+  try:
+    for name, content in files.items():
+      (fresh / name).write_bytes(content)
+  except BaseException:
+    shutil.rmtree(fresh, ignore_errors=True)
+    raise
   if folder.exists():
     folder.rename(old)
   fresh.rename(folder)

@@ -9,7 +9,7 @@ import numpy as np
 
 class Example(NamedTuple):
   """One image with what it is and what it was taken for."""
-  index: int  # place in the evaluated split
+  place: int  # in the evaluated split, from 0
   image_HxWx3: np.ndarray  # uint8
   true: int
   predicted: int

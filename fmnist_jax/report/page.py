@@ -20,7 +20,7 @@ from matplotlib.image import imsave
 
 from fmnist_jax import metrics
 from fmnist_jax.report.examples import Example
-from fmnist_jax.report.pictures import percent
+from fmnist_jax.report.pictures import UNSTAMPED, percent
 
 MOST_PAIRS = 8  # confused pairs put in words
 
@@ -43,7 +43,7 @@ def _chart(name: str, light: bytes, dark: bytes) -> str:
 
 def _image(image_HxWx3: np.ndarray, description: str) -> str:
   file = io.BytesIO()
-  imsave(file, image_HxWx3, format='png', metadata={'Software': None})
+  imsave(file, image_HxWx3, format='png', metadata=UNSTAMPED)
   return f'<img src="{_data_uri(file.getvalue())}" alt="{html.escape(description)}">'
 
 
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
     return f'{seconds:.1f} s'
   minutes, rest = divmod(round(seconds), 60)
   if minutes < 60:
-    return f'{minutes} min {rest} s'
+    return f'{minutes} min {rest:02d} s'
   return f'{minutes // 60} h {minutes % 60:02d} min'
 
 
@@ -63,8 +63,8 @@ def _tiles(history: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> 
       ('Loss', f'{results["loss"]:.4f}', 'cross-entropy, nats'),
       ('Macro F1', f'{results["macro_f1"]:.4f}', 'every class counts the same'),
       ('Calibration error', percent(results['expected_calibration_error']),
-       'sureness against truth'),
-      ('Parameters', f'{results["parameters"]:,}', ''),
+       'mean gap between sureness and truth'),
+      ('Parameters', f'{results["parameters"]:,}', 'weights and biases trained'),
       ('Training', duration(seconds['train']),
        f'+ {duration(sum(seconds.values()) - seconds["train"])} around it'),
       ('Epochs', f'{len(history):,}', f'kept: epoch {results["best_epoch"]}'),
@@ -99,28 +99,28 @@ def _pairs(results: Mapping[str, Any], class_names: Sequence[str]) -> str:
   items = ''.join(
       f'<li><b>{html.escape(pair.true)}</b> was taken for <b>{html.escape(pair.predicted)}</b> '
       f'{pair.examples:,} {"time" if pair.examples == 1 else "times"} <span class="muted">'
-      f'({percent(pair.share)} of this class)</span></li>' for pair in pairs)
+      f'({percent(pair.share)} of them)</span></li>' for pair in pairs)
   return f'<ol class="pairs">{items}</ol>'
 
 
 def _example(example: Example, class_names: Sequence[str]) -> str:
   true, predicted = class_names[example.true], class_names[example.predicted]
   wrong = example.true != example.predicted
-  said = (f'<span class="guess">taken for {html.escape(predicted)}</span>, '
-          if wrong else '<span class="guess right">right</span>, ') + percent(example.probability)
-  truth = (f'<br><span class="muted">truth given {percent(example.probability_of_truth)}</span>'
-           if wrong else '')
-  image = _image(example.image_HxWx3, f'image {example.index}, {true}')
-  return (f'<figure class="example">{image}<figcaption><b>{html.escape(true)}</b><br>{said}{truth}'
-          f'</figcaption></figure>')
+  said = (f'<br><span class="guess">{html.escape(predicted)} '
+          f'{percent(example.probability)}</span>' if wrong else '')
+  image = _image(example.image_HxWx3, f'{true}, image {example.place}')
+  return (f'<figure class="example">{image}<figcaption><b>{html.escape(true)}</b> '
+          f'<span class="muted">{percent(example.probability_of_truth)}</span>{said}'
+          '</figcaption></figure>')
 
 
 def _mistakes(wrong: Sequence[Example], right: Sequence[Example],
               class_names: Sequence[str]) -> str:
   parts = []
-  for examples, title, nothing in ((wrong, 'The most confident mistakes', 'Not one mistake.'),
-                                   (right, 'And right answers, the first of each class',
-                                    'Not one right answer.')):
+  for examples, title, nothing in (
+      (wrong, 'The most confident mistakes <small>The true class and, in red, what it was taken '
+       'for, each with the probability it was given.</small>', 'Not one mistake.'),
+      (right, 'Right answers <small>The first of each class.</small>', 'Not one right answer.')):
     cards = ''.join(_example(example, class_names) for example in examples)
     parts.append(f'<div class="card"><h3>{title}</h3>'
                  + (f'<div class="cards">{cards}</div>' if cards else f'<p>{nothing}</p>')
@@ -157,7 +157,7 @@ def _leaves(values: Any, name: str) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
       yield from _leaves(value, f'{name}.{key}' if name else str(key))
   else:
-    yield name, values if isinstance(values, str) else json.dumps(values)
+    yield name, values if values and isinstance(values, str) else json.dumps(values)
 
 
 def _settings(results: Mapping[str, Any], config: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from fmnist_jax.report.examples import Example
 
 WIDTH = 5.0  # inches
 DPI = 200
+UNSTAMPED: Any = {'Software': None}  # PNG metadata: matplotlib would name its version
 LONGEST_NAME = 16  # characters on an axis; the page's tables show all of them
 MOST_CELLS_WITH_NUMBERS = 20  # classes, beyond which the matrix is colour alone
 
@@ -42,9 +43,9 @@ class Theme(NamedTuple):
 
 
 LIGHT = Theme(surface='#ffffff', ink='#1c2128', muted='#5c6773', grid='#e4e8ed', first='#1f6fb8',
-              second='#e07b1a', third='#8fb8dc', wrong='#c8402f')
+              second='#e07b1a', third='#78a6d1', wrong='#c8402f')
 DARK = Theme(surface='#1a1f26', ink='#e9edf1', muted='#9da8b4', grid='#313943', first='#62aef0',
-             second='#ffab57', third='#41668a', wrong='#ff7b6b')
+             second='#ffab57', third='#4f7ba6', wrong='#ff7b6b')
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def drawing() -> Iterator[None]:
 def png(figure: Figure) -> bytes:
   """The figure as a PNG file: the same bytes for the same figure, no date or version in it."""
   file = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(file, metadata={'Software': None})
+  FigureCanvasAgg(figure).print_png(file, metadata=UNSTAMPED)
   return file.getvalue()
 
 
@@ -100,8 +101,8 @@ def _title(figure: Figure, text: str, theme: Theme, below: float = 0.0) -> None:
               fontsize=10.5, fontweight='bold')
 
 
-def _legend(axes: Axes, theme: Theme, **where: Any) -> None:
-  axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8.5, handlelength=1.6, **where)
+def _legend(owner: Axes | Figure, theme: Theme, **where: Any) -> None:
+  owner.legend(frameon=False, labelcolor=theme.ink, fontsize=8.5, handlelength=1.6, **where)
 
 
 def _room(names: Sequence[str]) -> float:
@@ -117,19 +118,20 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) 
     best_epoch: the epoch whose weights were kept.
     theme: colours.
   """
-  figure = _figure(5.8, theme)
+  figure = _figure(6.05, theme)
   epochs = [record['epoch'] for record in history]
   validated = 'validation_loss' in history[0]
   series = [('train', 'training, as trained', theme.third, (0, (3, 1.5))),
             ('clean_train', 'training, clean', theme.first, '-')]
   if validated:
     series.append(('validation', 'validation', theme.second, '-'))
+  legend_room = 0.45
   marker = 'o' if len(epochs) <= 25 else ''
   best = [record for record in history if record['epoch'] == best_epoch]
   for row, (quantity, label, scale) in enumerate((('loss', 'loss (nats)', 1),
                                                   ('accuracy', 'accuracy (%)', 100))):
-    axes = _axes(figure, theme, left=0.6, right=0.2, top=0.4 + 2.9 * row,
-                 bottom=0.5 + 2.9 * (1 - row))
+    axes = _axes(figure, theme, left=0.6, right=0.2, top=0.4 + legend_room + 2.8 * row,
+                 bottom=0.5 + 2.8 * (1 - row))
     for name, text, color, style in series:
       values = [scale * record[f'{name}_{quantity}'] for record in history]
       axes.plot(epochs, values, color=color, linestyle=style, linewidth=1.8, marker=marker,
@@ -141,13 +143,15 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) 
                 markerfacecolor='none', markeredgewidth=1.6, markeredgecolor=theme.ink,
                 linestyle='', label=f'{"best" if validated else "kept"}: epoch {best_epoch}')
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axes.margins(y=0.08)
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_ylabel(label, color=theme.ink)
     axes.set_xlabel('epoch', color=theme.ink)
-    _title(figure, quantity.capitalize(), theme, below=2.9 * row)
-    _legend(axes, theme, loc='lower right' if row else 'upper right')
+    _title(figure, quantity.capitalize(), theme, below=legend_room + 2.8 * row)
+  # The panels share their curves' names.
+  _legend(figure, theme, handles=axes.get_legend_handles_labels()[0], loc='upper left', ncols=2,
+          bbox_to_anchor=(0.05 / WIDTH, 1 - 0.05 / 6.05), borderaxespad=0, columnspacing=2)
   return figure
 
 
@@ -195,7 +199,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], theme: T
   axes.grid(which='minor', color=theme.surface, linewidth=min(1.5, 15 / count))
   axes.set_xlabel('predicted class', color=theme.ink)
   axes.set_ylabel('true class', color=theme.ink)
-  _title(figure, 'Confusion: examples, and their share of the true class', theme)
+  _title(figure, 'Confusion: count, and % of the true class', theme)
   return figure
 
 
@@ -203,7 +207,7 @@ def _grouped_bars(groups: Sequence[tuple[str, str, Sequence[float], Sequence[str
                   class_names: Sequence[str], title: str, label: str, theme: Theme) -> Figure:
   """Horizontal bars, a row a class and a bar a group of (legend, colour, lengths, texts)."""
   names = [short(name) for name in class_names]
-  pitch = max(0.16 * len(groups) + 0.12, 0.3) if len(names) <= 40 else 0.16
+  pitch = max(0.13 * len(groups) + 0.1, 0.3) if len(names) <= 40 else 0.16
   figure = _figure(pitch * len(names) + 1.15, theme)
   axes = _axes(figure, theme, left=_room(names), right=0.2, top=0.65, bottom=0.5)
   thickness = 0.84 / len(groups)
