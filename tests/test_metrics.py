@@ -152,6 +152,9 @@ def test_wilson_interval_against_scipy():
     expected = scipy.stats.binomtest(hits, examples).proportion_ci(0.95, method='wilson')
     assert metrics.wilson_interval(hits, examples) == pytest.approx(
         (expected.low, expected.high), abs=1e-12)
+  for examples in range(1, 500):  # rounding must not make it leave 0 to 1
+    assert metrics.wilson_interval(0, examples)[0] >= 0
+    assert metrics.wilson_interval(examples, examples)[1] <= 1
   for hits in (-1, 11):
     with pytest.raises(ValueError, match='no share'):
       metrics.wilson_interval(hits, 10)

@@ -37,7 +37,7 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
     validation_labels: of the images held out of training; None when there are none.
   """
   # Here, because matplotlib takes longer to import than the rest of this library.
-  from fmnist_jax.report import examples, page, pictures
+  from fmnist_jax.report import canvas, examples, page, pictures
 
   num_classes = len(class_names)
   samples = examples.first_of_each_class(train_images, train_labels[:len(train_images)],
@@ -49,7 +49,7 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
     splits['validation'] = validation_labels
   splits[results['split']] = labels
 
-  with pictures.drawing():
+  with canvas.drawing():
     charts = {}
     for name, draw in (
         ('curves', lambda theme: pictures.curves(history, results['best_epoch'], theme)),
@@ -58,11 +58,11 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
         ('per_class', lambda theme: pictures.per_class(results['per_class'], theme)),
         ('class_distribution',
          lambda theme: pictures.class_distribution(splits, class_names, theme))):
-      charts[name] = (pictures.png(draw(pictures.LIGHT)), pictures.png(draw(pictures.DARK)))
+      charts[name] = (canvas.png(draw(canvas.LIGHT)), canvas.png(draw(canvas.DARK)))
     files = {f'{name}.png': light for name, (light, _) in charts.items()}
-    files['samples.png'] = pictures.png(pictures.samples(samples, class_names, pictures.LIGHT))
-    files['mistakes.png'] = pictures.png(
-        pictures.mistakes(wrong, right, class_names, pictures.LIGHT))
+    files['samples.png'] = canvas.png(pictures.samples(samples, class_names, canvas.LIGHT))
+    files['mistakes.png'] = canvas.png(
+        pictures.mistakes(wrong, right, class_names, canvas.LIGHT))
   text = page.render(history=history, results=results, config=config, class_names=class_names,
                      charts=charts, samples=samples, wrong=wrong, right=right)
   files['report.html'] = text.encode('utf-8')

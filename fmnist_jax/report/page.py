@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.image import imsave
 
 from fmnist_jax import metrics
+from fmnist_jax.report.canvas import UNSTAMPED, percent
 from fmnist_jax.report.examples import Example
-from fmnist_jax.report.pictures import UNSTAMPED, percent
 
 MOST_PAIRS = 8  # confused pairs put in words
 

@@ -1,113 +1,33 @@
 """The pictures of a report, each a matplotlib figure drawn for a light or a dark page.
 
-All are five inches wide, so that their text can still be read on a phone. Figures are made without
-pyplot, which would keep them and choose a window system. Margins follow from the longest class
-name instead of from a layout engine, which would draw everything twice.
+All are five inches wide, so that their text can still be read on a phone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb as color_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fmnist_jax.report.canvas import (
+    WIDTH,
+    Theme,
+    new_axes,
+    new_figure,
+    percent,
+    put_legend,
+    put_title,
+    room_for,
+    short,
+)
 from fmnist_jax.report.examples import Example
 
-WIDTH = 5.0  # inches
-DPI = 200
-UNSTAMPED: Any = {'Software': None}  # PNG metadata: matplotlib would name its version
-LONGEST_NAME = 16  # characters on an axis; the page's tables show all of them
 MOST_CELLS_WITH_NUMBERS = 20  # classes, beyond which the matrix is colour alone
-
-
-class Theme(NamedTuple):
-  """Colours of a page's pictures; those of series differ in lightness as well as in hue."""
-  surface: str
-  ink: str
-  muted: str
-  grid: str
-  first: str
-  second: str
-  third: str
-  wrong: str
-
-
-LIGHT = Theme(surface='#ffffff', ink='#1c2128', muted='#5c6773', grid='#e4e8ed', first='#1f6fb8',
-              second='#e07b1a', third='#78a6d1', wrong='#c8402f')
-DARK = Theme(surface='#1a1f26', ink='#e9edf1', muted='#9da8b4', grid='#313943', first='#62aef0',
-             second='#ffab57', third='#4f7ba6', wrong='#ff7b6b')
-
-
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-  """Draws by matplotlib's own settings, whatever the user's matplotlibrc says."""
-  with matplotlib.rc_context(), warnings.catch_warnings():
-    matplotlib.rcdefaults()
-    # A dollar in a class name is a dollar.
-    matplotlib.rcParams.update({'text.parse_math': False, 'font.size': 9})
-    # The font lacks many scripts; the page shows such names all the same.
-    warnings.filterwarnings('ignore', message='Glyph .* missing from font')
-    yield
-
-
-def png(figure: Figure) -> bytes:
-  """The figure as a PNG file: the same bytes for the same figure, no date or version in it."""
-  file = io.BytesIO()
-  FigureCanvasAgg(figure).print_png(file, metadata=UNSTAMPED)
-  return file.getvalue()
-
-
-def short(name: str) -> str:
-  """A class name that fits an axis: on one line, cut after `LONGEST_NAME` characters."""
-  name = ' '.join(name.split())
-  return name if len(name) <= LONGEST_NAME else name[:LONGEST_NAME - 1] + '…'
-
-
-def percent(share: float) -> str:
-  """A share in per cent, one decimal; 100% is said of 1 alone."""
-  return '>99.9%' if 0.9995 <= share < 1 else f'{100 * share:.1f}%'
-
-
-def _figure(height: float, theme: Theme) -> Figure:
-  return Figure(figsize=(WIDTH, height), dpi=DPI, facecolor=theme.surface)
-
-
-def _axes(figure: Figure, theme: Theme, *, left: float, right: float, top: float, bottom: float,
-          ) -> Axes:
-  """Axes that leave these margins, inches."""
-  height = figure.get_figheight()
-  axes = figure.add_axes((left / WIDTH, bottom / height, 1 - (left + right) / WIDTH,
-                          1 - (top + bottom) / height), facecolor=theme.surface)
-  axes.tick_params(colors=theme.muted, labelcolor=theme.ink, length=0)
-  for side in axes.spines.values():
-    side.set_visible(False)
-  axes.set_axisbelow(True)
-  return axes
-
-
-def _title(figure: Figure, text: str, theme: Theme, below: float = 0.0) -> None:
-  """A heading at the left, `below` inches from the top."""
-  figure.text(0.1 / WIDTH, 1 - (below + 0.24) / figure.get_figheight(), text, color=theme.ink,
-              fontsize=10.5, fontweight='bold')
-
-
-def _legend(owner: Axes | Figure, theme: Theme, **where: Any) -> None:
-  owner.legend(frameon=False, labelcolor=theme.ink, fontsize=8.5, handlelength=1.6, **where)
-
-
-def _room(names: Sequence[str]) -> float:
-  """Inches that the longest of these tick labels takes."""
-  return 0.2 + 0.074 * max(len(name) for name in names)
+MOST_BARS_WITH_NUMBERS = 40  # classes, beyond which bars are without
 
 
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) -> Figure:
@@ -118,7 +38,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) 
     best_epoch: the epoch whose weights were kept.
     theme: colours.
   """
-  figure = _figure(6.05, theme)
+  figure = new_figure(6.05, theme)
   epochs = [record['epoch'] for record in history]
   validated = 'validation_loss' in history[0]
   series = [('train', 'training, as trained', theme.third, (0, (3, 1.5))),
@@ -130,7 +50,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) 
   best = [record for record in history if record['epoch'] == best_epoch]
   for row, (quantity, label, scale) in enumerate((('loss', 'loss (nats)', 1),
                                                   ('accuracy', 'accuracy (%)', 100))):
-    axes = _axes(figure, theme, left=0.6, right=0.2, top=0.4 + legend_room + 2.8 * row,
+    axes = new_axes(figure, theme, left=0.6, right=0.2, top=0.4 + legend_room + 2.8 * row,
                  bottom=0.5 + 2.8 * (1 - row))
     for name, text, color, style in series:
       values = [scale * record[f'{name}_{quantity}'] for record in history]
@@ -148,9 +68,9 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) 
     axes.grid(color=theme.grid, linewidth=0.8)
     axes.set_ylabel(label, color=theme.ink)
     axes.set_xlabel('epoch', color=theme.ink)
-    _title(figure, quantity.capitalize(), theme, below=legend_room + 2.8 * row)
+    put_title(figure, quantity.capitalize(), theme, below=legend_room + 2.8 * row)
   # The panels share their curves' names.
-  _legend(figure, theme, handles=axes.get_legend_handles_labels()[0], loc='upper left', ncols=2,
+  put_legend(figure, theme, handles=axes.get_legend_handles_labels()[0], loc='upper left', ncols=2,
           bbox_to_anchor=(0.05 / WIDTH, 1 - 0.05 / 6.05), borderaxespad=0, columnspacing=2)
   return figure
 
@@ -169,10 +89,10 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], theme: T
     theme: colours.
   """
   names = [short(name) for name in class_names]
-  count, room = len(names), _room(names)
+  count, room = len(names), room_for(names)
   side = WIDTH - room - 0.3
-  figure = _figure(side + room + 0.6, theme)
-  axes = _axes(figure, theme, left=room + 0.2, right=0.1, top=0.4, bottom=room + 0.2)
+  figure = new_figure(side + room + 0.6, theme)
+  axes = new_axes(figure, theme, left=room + 0.2, right=0.1, top=0.4, bottom=room + 0.2)
   share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
   diagonal = np.eye(count, dtype=bool)
   worst = max(share[~diagonal].max(initial=0), 0.01)
@@ -199,7 +119,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], theme: T
   axes.grid(which='minor', color=theme.surface, linewidth=min(1.5, 15 / count))
   axes.set_xlabel('predicted class', color=theme.ink)
   axes.set_ylabel('true class', color=theme.ink)
-  _title(figure, 'Confusion: count, and % of the true class', theme)
+  put_title(figure, 'Confusion: count, and % of the true class', theme)
   return figure
 
 
@@ -207,26 +127,26 @@ def _grouped_bars(groups: Sequence[tuple[str, str, Sequence[float], Sequence[str
                   class_names: Sequence[str], title: str, label: str, theme: Theme) -> Figure:
   """Horizontal bars, a row a class and a bar a group of (legend, colour, lengths, texts)."""
   names = [short(name) for name in class_names]
-  pitch = max(0.13 * len(groups) + 0.1, 0.3) if len(names) <= 40 else 0.16
-  figure = _figure(pitch * len(names) + 1.15, theme)
-  axes = _axes(figure, theme, left=_room(names), right=0.2, top=0.65, bottom=0.5)
+  pitch = max(0.13 * len(groups) + 0.1, 0.3) if len(names) <= MOST_BARS_WITH_NUMBERS else 0.16
+  figure = new_figure(pitch * len(names) + 1.15, theme)
+  axes = new_axes(figure, theme, left=room_for(names), right=0.2, top=0.65, bottom=0.5)
   thickness = 0.84 / len(groups)
   rows = np.arange(len(names))
   longest = max(max(lengths) for _, _, lengths, _ in groups)
   for i, (legend, color, lengths, texts) in enumerate(groups):
     place = rows + (i - (len(groups) - 1) / 2) * thickness
     axes.barh(place, lengths, height=0.86 * thickness, color=color, label=legend)
-    if len(names) <= 40:
+    if len(names) <= MOST_BARS_WITH_NUMBERS:
       for y, length, text in zip(place, lengths, texts):
         axes.text(length + 0.012 * longest, y, text, va='center', fontsize=6.5,
                   color=theme.muted)
   axes.set_xlim(0, 1.13 * longest)
   axes.set_ylim(len(names) - 0.45, -0.55)
-  axes.set_yticks(rows, names, fontsize=9 if len(names) <= 40 else 6)
+  axes.set_yticks(rows, names, fontsize=9 if len(names) <= MOST_BARS_WITH_NUMBERS else 6)
   axes.grid(axis='x', color=theme.grid, linewidth=0.8)
   axes.set_xlabel(label, color=theme.ink)
-  _title(figure, title, theme)
-  _legend(axes, theme, loc='lower left', bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.2,
+  put_title(figure, title, theme)
+  put_legend(axes, theme, loc='lower left', bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.2,
           columnspacing=1.4)
   return figure
 
@@ -298,17 +218,17 @@ def samples(images: Sequence[Sequence[np.ndarray]], class_names: Sequence[str],
   columns = max(len(row) for row in images)
   height, width = next(image.shape[:2] for row in images for image in row)
   gap = max(width // 14, 1)
-  room = _room(names)
+  room = room_for(names)
   cell = (WIDTH - room - 0.1) / columns  # inches
   pitch = cell * (height + gap) / (width + gap)
-  figure = _figure(pitch * len(names) + 0.55, theme)
-  axes = _axes(figure, theme, left=room, right=0.1, top=0.45, bottom=0.1)
+  figure = new_figure(pitch * len(names) + 0.55, theme)
+  axes = new_axes(figure, theme, left=room, right=0.1, top=0.45, bottom=0.1)
   axes.imshow(_enlarged(_mosaic(images, columns, gap, theme)), aspect='auto',
               extent=(0, 1, len(names), 0))
   axes.set_yticks(np.arange(len(names)) + 0.5 * height / (height + gap), names,
                   fontsize=min(9, 60 * pitch))
   axes.set_xticks([])
-  _title(figure, 'Training images of each class', theme)
+  put_title(figure, 'Training images of each class', theme)
   return figure
 
 
@@ -331,12 +251,12 @@ def mistakes(wrong: Sequence[Example], right: Sequence[Example], class_names: Se
   tallest = max(e.image_HxWx3.shape[0] / e.image_HxWx3.shape[1] for e in (*wrong, *right))
   row = side * tallest + text_room
   rows = [-(-len(examples) // columns) for _, _, examples, _ in sheets]
-  figure = _figure(sum(rows) * row + 2 * heading + 0.1, theme)
+  figure = new_figure(sum(rows) * row + 2 * heading + 0.1, theme)
   height = figure.get_figheight()
-  axes = _axes(figure, theme, left=0, right=0, top=0, bottom=0)
+  axes = new_axes(figure, theme, left=0, right=0, top=0, bottom=0)
   top = 0.0
   for (title, subtitle, examples, color), count in zip(sheets, rows):
-    _title(figure, title, theme, below=top)
+    put_title(figure, title, theme, below=top)
     axes.text(0.1, top + 0.44, subtitle if examples else 'none', color=theme.muted, fontsize=8)
     top += heading
     for i, example in enumerate(examples):
