@@ -171,10 +171,10 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   settings = run.config.data
   dataset = data.load(dataclasses.replace(settings, data_dir=data_dir or settings.data_dir))
   described = run.progress['data']
-  if dataset.describe()['sha256'] != described['sha256']:
+  if dataset.sha256 != described['sha256']:
     raise DataError(f'{directory} was trained on other data than {dataset.name} is now (the '
                     'SHA-256 digests differ); give the data it was trained on with --data_dir.')
-  chosen = dataset.validation if split == 'validation' else dataset.test()
+  chosen = dataset.validation if split == 'validation' else dataset.test
   if not len(chosen):
     raise DataError(f'{directory} was trained without validation data; use --split=test.')
   loaded = time.perf_counter()

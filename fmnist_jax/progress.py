@@ -18,24 +18,26 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
     module: called as `module(images, train=bool)`.
     image_shape: (H, W, C).
   """
-  def trace(images: jax.Array) -> Any:
-    variables = module.init(jax.random.key(0), images, train=False)
-    _, state = module.apply(variables, images, train=False, capture_intermediates=True,
-                            mutable=['intermediates'])
-    return variables['params'], state['intermediates']
+  rows: list[tuple[str, tuple[int, ...], int]] = [('input', image_shape, 0)]
 
-  params, outputs = jax.eval_shape(
-      trace, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-  rows = [('input', image_shape, 0)]
-  for name, output in outputs.items():
-    if name != '__call__' and '__call__' in output:
-      count = sum(leaf.size for leaf in jax.tree.leaves(params.get(name, {})))
-      rows.append((name, output['__call__'][0].shape[1:], count))
+  def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    output = call(*args, **kwargs)
+    if context.method_name == '__call__' and context.module.path:
+      own = context.module.variables.get('params', {})
+      rows.append(('/'.join(context.module.path), output.shape[1:],
+                   sum(leaf.size for leaf in jax.tree.leaves(own))))
+    return output
+
+  def trace(images: jax.Array) -> Any:
+    with nn.intercept_methods(note):
+      return module.init(jax.random.key(0), images, train=False)['params']
+
+  params = jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   width = max(len(name) for name, _, _ in rows) + 2
   lines = [f'{"layer":<{width}}{"output":<14}{"parameters":>12}']
-  lines += [f'{name:<{width}}{" x ".join(map(str, shape)):<14}{count or "":>12,}' if count else
-            f'{name:<{width}}{" x ".join(map(str, shape)):<14}' for name, shape, count in rows]
+  lines += [f'{name:<{width}}{" x ".join(map(str, shape)):<14}{f"{count:,}" if count else "":>12}'
+            for name, shape, count in rows]
   lines.append(f'{"total":<{width}}{"":<14}{total:>12,}')
   return '\n'.join(lines)
 

@@ -24,7 +24,8 @@ class Run:
     step: of the checkpoint that was loaded.
     class_names: of the outputs.
     image_shape: (H, W, C) that the model takes.
-    variables: of the Flax module: 'params' and, with BatchNorm, 'batch_stats'.
+    state: all of it, `step.TrainState` of numpy arrays.
+    variables: to evaluate with: 'params' and, with BatchNorm, 'batch_stats'.
     progress: what the checkpoint knows of the run: epoch, best, data set.
     programs: the compiled functions.
   """
@@ -46,9 +47,10 @@ class Run:
                              described['train_examples'])
     like = jax.eval_shape(self.programs.init, jax.ShapeDtypeStruct((), np.int32),
                           hyper_arrays(config))
-    state, self.progress = checkpoints.restore(
+    restored, self.progress = checkpoints.restore(
         self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
-    self.variables = sharding.put(state['state'].variables(), sharding.replicated(mesh))
+    self.state = restored['state']
+    self.variables = sharding.put(self.state.variables(), sharding.replicated(mesh))
 
   @property
   def parameters(self) -> int:

@@ -19,12 +19,13 @@ from fmnist_jax.interrupt import Interrupt
 from fmnist_jax.session import Session
 
 
-def resolve(config: config_lib.Config, platform: str) -> config_lib.Config:
+def resolve(config: config_lib.Config, platform: str, resident: bool) -> config_lib.Config:
   """The config with every 'auto' replaced by what it means here.
 
   Args:
     config: validated.
     platform: of the devices, 'cpu', 'gpu' or 'tpu'.
+    resident: whether the data set fits on them.
   """
   chosen = {}
   if config.train.operations == 'auto':
@@ -32,7 +33,7 @@ def resolve(config: config_lib.Config, platform: str) -> config_lib.Config:
   if config.train.precision == 'auto':
     chosen['train.precision'] = ops.default_precision(platform, config.model)
   if config.data.residency == 'auto':
-    chosen['data.residency'] = data.residency(config.data)
+    chosen['data.residency'] = 'resident' if resident else 'streamed'
   return config_lib.replace(config, chosen)
 
 
@@ -62,7 +63,7 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     began = time.perf_counter()
     config, directory, dataset = _load(config, pathlib.Path(directory))
     mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
-    config = resolve(config, sharding.platform(mesh))
+    config = resolve(config, sharding.platform(mesh), dataset.resident)
     held = stack.enter_context(workdir.Workdir(directory, config))
     if (held.path / 'results.json').exists():
       display.say(f'{held.path} is finished; choose another --workdir to train again.')
@@ -111,7 +112,7 @@ def finish(session: Session) -> dict[str, Any]:
   config, held, dataset = session.config, session.directory, session.dataset
   began, compiled = time.perf_counter(), session.programs.compile_seconds
   session.restore(session.progress.best_step)
-  split = dataset.validation if config.evaluate.split == 'validation' else dataset.test()
+  split = dataset.validation if config.evaluate.split == 'validation' else dataset.test
   batches = evaluate.Batches(split, config.evaluate.batch_size, session.mesh, resident=False)
   probabilities = evaluate.predict(session.programs, session.state.variables(), batches,
                                    session.interrupt.check)

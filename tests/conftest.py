@@ -1,13 +1,24 @@
-"""Every test runs on four CPU devices, with rank promotion and warnings as errors."""
+"""Every test runs on four CPU devices, with rank promotion and warnings as errors.
 
+Nothing is read from or written to the user's caches: prepared data and compiled programs go to a
+temporary directory that lives as long as the test session.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax starts its backend: it reads these once.
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=4').strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ['MPLBACKEND'] = 'Agg'
+_scratch = tempfile.mkdtemp(prefix='fmnist_jax-tests-')
+atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
+os.environ['XDG_CACHE_HOME'] = os.path.join(_scratch, 'cache')
+os.environ['TFDS_DATA_DIR'] = os.path.join(_scratch, 'tfds')
 
 import jax  # noqa: E402
 

@@ -1,0 +1,116 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fmnist_jax import main
+from fmnist_jax.errors import ConfigError
+
+TINY = ['--config=configs/smoke.py', '--config.data.train_examples=400',
+        '--config.data.test_examples=60', '--config.data.validation_examples=100',
+        '--config.train.steps_per_dispatch=2']
+
+
+def start(arguments, cwd, module='fmnist_jax.main', **environment):
+  root = pathlib.Path(__file__).parents[1]
+  env = {**os.environ, 'PYTHONPATH': str(root), 'XLA_FLAGS': '', **environment}
+  return subprocess.Popen([sys.executable, '-m', module, *arguments], cwd=cwd, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(arguments, cwd, **how):
+  process = start(arguments, cwd, **how)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def test_overrides_are_separated_from_options():
+  rest, overrides = main.split_overrides(
+      ['--config=a.py', '--config.train.epochs=3', '--config.train.seed', '4', '--workdir', 'w'])
+  assert rest == ['--config=a.py', '--workdir', 'w']
+  assert overrides == ['train.epochs=3', 'train.seed=4']
+  with pytest.raises(ConfigError, match=r'needs a value'):
+    main.split_overrides(['--config.train.seed'])
+
+
+def test_the_default_workdir_is_named_after_the_config():
+  assert main.parse(['--config=configs/mlp.py'])[1] == pathlib.Path('runs/mlp')
+
+
+def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
+  code, out, err = run(TINY, tmp_path)
+  assert code == 0, err
+  assert err == '', 'a good run warns of nothing'
+  for part in ('synthetic: 300 training', 'Conv_0', 'total', 'epoch 1/3', 'Ankle boot',
+               'test accuracy', 'report.html'):
+    assert part in out
+  workdir = tmp_path / 'runs' / 'smoke'
+  assert {path.name for path in workdir.iterdir()} >= {
+      'config.json', 'metrics.jsonl', 'checkpoints', 'results.json', 'predictions.npz', 'report'}
+  code, out, err = run(TINY, tmp_path)
+  assert (code, err) == (0, '') and 'is finished' in out
+  code, out, err = run(['--workdir=runs/smoke', '--split=validation'], tmp_path,
+                       module='fmnist_jax.evaluate')
+  assert (code, err) == (0, '') and 'precision' in out
+  found = json.loads((workdir / 'results-validation-best.json').read_text())
+  assert found['examples'] == 100
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    (['--config=nope.py'], 'There is no config file nope.py'),
+    (['--config.train.epoch=3'], "did you mean 'train.epochs'"),
+    (['--config.train.epochs=three'], 'whole number'),
+    (['--wrkdir=x'], 'There is no option --wrkdir=x'),
+    ([*TINY, '--workdir=/proc/nothing'], 'cannot be used'),
+    ([*TINY, '--workdir=file'], 'is not a directory'),
+    ([*TINY, '--workdir=foreign'], 'holds files but no run'),
+    ([*TINY, '--config.data.name=mnist', '--config.data.data_dir=foreign'], 'foreign'),
+    ([*TINY, '--config.model.padding=VALID', '--config.model.kernel=9'], 'leaves no pixel'),
+    ([*TINY, '--config.data.batch_size=4000'], 'batch_size'),
+])
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, says):
+  (tmp_path / 'file').write_text('x')
+  (tmp_path / 'foreign').mkdir()
+  (tmp_path / 'foreign' / 'thesis.tex').write_text('x')
+  code, out, err = run(arguments, tmp_path)
+  assert code == 1 and says in err
+  assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in out + err
+  assert not list(tmp_path.glob('runs/*/checkpoints')) + list(tmp_path.glob('runs/*/results.json'))
+
+
+def test_help_explains_every_field(tmp_path):
+  code, out, _ = run(['--help', '--config=configs/mlp.py'], tmp_path)
+  assert code == 0
+  for part in ('--workdir', '--config.optim.learning_rate=', 'peak learning rate',
+               '--config.model.hidden=128', 'goes on where the last'):
+    assert part in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, number, code):
+  arguments = [*TINY, '--config.train.epochs=400', '--config.train.early_stopping_patience=0']
+  process = start(arguments, tmp_path, PYTHONUNBUFFERED='1')
+  for line in process.stdout:
+    if line.split()[:2] == ['epoch', '3/400']:
+      break
+  time.sleep(0.1)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == code, err
+  assert 'Traceback' not in err
+  epochs = len((tmp_path / 'runs/smoke/metrics.jsonl').read_text().splitlines())
+  assert epochs >= 3
+  assert not (tmp_path / 'runs/smoke/results.json').exists()
+  process = start(arguments, tmp_path, PYTHONUNBUFFERED='1')
+  first = next(line for line in process.stdout if line.startswith('epoch '))
+  process.kill()
+  process.communicate()
+  assert first.split()[1] == f'{epochs + 1}/400'

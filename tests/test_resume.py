@@ -1,0 +1,118 @@
+"""A run that is interrupted anywhere ends with the bits of the run that was not."""
+
+import dataclasses
+
+import pytest
+import runs
+
+from fmnist_jax import config as config_lib
+from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
+from fmnist_jax.interrupt import Interrupted
+from fmnist_jax.train import train_and_evaluate
+
+
+@pytest.fixture(scope='module', name='whole')
+def _whole(tmp_path_factory):
+  """The uninterrupted run."""
+  directory = tmp_path_factory.mktemp('resume') / 'whole'
+  train_and_evaluate(runs.full_config(), directory)
+  return directory
+
+
+def run_interrupted(config, directory, polls):
+  """Starts again and again, a signal coming before the poll of that number; counts the starts."""
+  starts = 0
+  while True:
+    starts += 1
+    try:
+      train_and_evaluate(config, directory, interrupt=runs.InterruptAt(polls))
+      return starts
+    except Interrupted:
+      assert starts < 100, 'it makes no progress'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('polls', [2, 5, 7])
+def test_interrupted_again_and_again(whole, tmp_path, polls):
+  # An epoch has 4 dispatches of 20 steps and some evaluation batches: every kind of place is hit.
+  assert run_interrupted(runs.full_config(), tmp_path / 'run', polls) > 3
+  runs.assert_same_run(whole, tmp_path / 'run')
+
+
+def test_a_fresh_run_has_the_same_bits(whole, tmp_path):
+  train_and_evaluate(runs.full_config(), tmp_path / 'run')
+  runs.assert_same_run(whole, tmp_path / 'run')
+
+
+def test_another_seed_has_other_bits(whole, tmp_path):
+  train_and_evaluate(runs.full_config(seed=1), tmp_path / 'run')
+  assert runs.history(tmp_path / 'run') != runs.history(whole)
+
+
+def test_streamed_batches_give_the_bits_of_resident_ones(whole, tmp_path):
+  config = config_lib.replace(runs.full_config(), {'data.residency': 'streamed'})
+  assert run_interrupted(config, tmp_path / 'run', 9) > 1
+  assert runs.history(tmp_path / 'run') == runs.history(whole)
+  assert runs.results(tmp_path / 'run') == runs.results(whole)
+
+
+def test_a_damaged_newest_checkpoint_costs_an_epoch_and_no_bits(whole, tmp_path):
+  config = runs.full_config()
+  with pytest.raises(Interrupted):
+    train_and_evaluate(config, tmp_path / 'run', interrupt=runs.InterruptAt(18))
+  checkpoints = sorted((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'),
+                       key=lambda path: int(path.name))
+  assert len(checkpoints) > 1
+  (checkpoints[-1] / 'progress.json').write_text('{}')
+  train_and_evaluate(config, tmp_path / 'run')
+  runs.assert_same_run(whole, tmp_path / 'run')
+
+
+def test_a_finished_run_is_only_read(whole):
+  before = {path: path.stat().st_mtime_ns for path in whole.rglob('*') if path.is_file()
+            and path.name != '.lock'}
+  found = train_and_evaluate(runs.full_config(), whole)
+  assert runs.without_times(found) == runs.results(whole)
+  assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_missing_result_is_measured_again(whole, tmp_path):
+  config = runs.full_config()
+  train_and_evaluate(config, tmp_path / 'run')
+  (tmp_path / 'run' / 'results.json').unlink()
+  (tmp_path / 'run' / 'predictions.npz').unlink()
+  train_and_evaluate(config, tmp_path / 'run')
+  runs.assert_same_run(whole, tmp_path / 'run')
+
+
+def test_another_config_is_refused_and_named(whole):
+  with pytest.raises(WorkdirError, match=r'train.epochs: 4 -> 5'):
+    train_and_evaluate(runs.full_config(epochs=5), whole)
+
+
+def test_a_lost_history_is_not_hidden(tmp_path):
+  with pytest.raises(Interrupted):
+    train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=runs.InterruptAt(12))
+  (tmp_path / 'run' / 'metrics.jsonl').unlink()
+  with pytest.raises(CheckpointError, match=r'metrics.jsonl has 0 epochs'):
+    train_and_evaluate(runs.full_config(), tmp_path / 'run')
+
+
+def test_early_stopping_stops_after_its_patience(tmp_path):
+  config = runs.full_config(epochs=30, early_stopping_patience=2)
+  # So small a rate that nothing improves: validation accuracy stays what it was.
+  config = config_lib.replace(config, {'optim.learning_rate': 1e-12})
+  found = train_and_evaluate(config, tmp_path / 'run')
+  assert found['epochs'] == found['best_epoch'] + 2 < 30
+  assert len(runs.history(tmp_path / 'run')) == found['epochs']
+
+
+def test_divergence_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_path):
+  config = runs.full_config(ema_decay=0.0)
+  config.optim = dataclasses.replace(config.optim, learning_rate=1e30, clip_norm=0.0,
+                                     schedule=config_lib.Step(epochs=(), warmup_epochs=0.0))
+  with pytest.raises(DivergenceError, match=r'not finite at step [1-9]\d* .epoch 1.; nothing had '
+                                            'been saved yet'):
+    train_and_evaluate(config, tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'results.json').exists()
+  assert not list((tmp_path / 'run').glob('checkpoints/*'))

@@ -1,0 +1,154 @@
+"""What a run writes, against scikit-learn; and loading it again."""
+
+import json
+
+import numpy as np
+import pytest
+import runs
+import sklearn.metrics
+
+import fmnist_jax
+from fmnist_jax import config as config_lib
+from fmnist_jax.errors import CheckpointError, DataError, WorkdirError
+from fmnist_jax.train import train_and_evaluate
+
+
+@pytest.fixture(scope='module', name='finished')
+def _finished(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('run') / 'finished'
+  found = train_and_evaluate(runs.full_config(devices=0), directory)
+  return directory, found
+
+
+def test_results_agree_with_scikit_learn(finished):
+  directory, found = finished
+  assert found == json.loads((directory / 'results.json').read_text())
+  with np.load(directory / 'predictions.npz') as file:
+    probabilities, labels = file['probabilities'], file['labels']
+  assert probabilities.shape == (90, 10) and probabilities.dtype == np.float32
+  predicted = probabilities.argmax(1)
+  assert found['examples'] == 90 == sum(map(sum, found['confusion_matrix']))
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0)
+  close(found['accuracy'], sklearn.metrics.accuracy_score(labels, predicted))
+  wide = probabilities.astype(np.float64)
+  close(found['loss'], sklearn.metrics.log_loss(labels, wide / wide.sum(1, keepdims=True),
+                                                labels=range(10)))
+  np.testing.assert_array_equal(
+      found['confusion_matrix'],
+      sklearn.metrics.confusion_matrix(labels, predicted, labels=range(10)))
+  scores = sklearn.metrics.precision_recall_fscore_support(labels, predicted, labels=range(10),
+                                                           zero_division=0)
+  for name, values in zip(('precision', 'recall', 'f1', 'support'), scores):
+    close([row[name] for row in found['per_class']], values)
+  close(found['macro_f1'], scores[2].mean())
+
+
+def test_results_and_history_have_the_promised_fields(finished):
+  directory, found = finished
+  assert set(found) == {
+      'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'loss', 'macro_f1',
+      'expected_calibration_error', 'confusion_matrix', 'per_class', 'parameters', 'best_epoch',
+      'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device'}
+  assert found['synthetic'] is True and found['split'] == 'test'
+  assert set(found['seconds']) == {'data', 'compile', 'train', 'evaluate'}
+  records = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+  assert [record['epoch'] for record in records] == list(range(1, found['epochs'] + 1))
+  assert [record['step'] for record in records] == [20 * n for n in range(1, found['epochs'] + 1)]
+  for record in records:
+    assert set(record) == {
+        'epoch', 'step', 'seconds', 'images_per_second', 'learning_rate', 'train_loss',
+        'train_accuracy', 'clean_train_loss', 'clean_train_accuracy', 'validation_loss',
+        'validation_accuracy'}
+  best = max(records, key=lambda record: (record['validation_accuracy'], -record['epoch']))
+  assert best['epoch'] == found['best_epoch']
+  assert best['validation_accuracy'] == found['best_validation_accuracy']
+
+
+def test_the_report_is_there(finished):
+  directory, _ = finished
+  pictures = {path.stem for path in (directory / 'report').glob('*.png')}
+  assert pictures >= {'curves', 'confusion_matrix', 'samples', 'mistakes', 'class_distribution',
+                      'per_class'}
+  page = (directory / 'report' / 'report.html').read_text()
+  assert 'synthetic' in page.lower() and 'Ankle boot' in page
+
+
+def test_evaluating_the_checkpoint_gives_the_results_of_the_run(finished):
+  directory, found = finished
+  again = fmnist_jax.evaluate_run(directory, 'test', 'best')
+  assert runs.without_times(again) == runs.without_times(found)
+  assert json.loads((directory / 'results-test-best.json').read_text()) == again
+  validation = fmnist_jax.evaluate_run(directory, 'validation', 'best')
+  assert validation['accuracy'] == pytest.approx(found['best_validation_accuracy'], abs=1e-9)
+  assert validation['examples'] == 100
+  latest = fmnist_jax.evaluate_run(directory, 'test', 'latest')
+  assert (directory / 'results-test-latest.json').exists() and latest['examples'] == 90
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_the_number_of_devices_does_not_matter_to_evaluation(finished, devices, monkeypatch):
+  import jax
+  directory, found = finished
+  few = jax.devices()[:devices]
+  monkeypatch.setattr(jax, 'devices', lambda: few)
+  again = fmnist_jax.evaluate_run(directory)
+  assert again['confusion_matrix'] == found['confusion_matrix']
+  assert again['loss'] == pytest.approx(found['loss'], abs=1e-6)
+  assert again['device'].startswith(f'{devices} x cpu')
+
+
+def test_predict_takes_bytes_and_fractions_in_either_shape(finished):
+  directory, _ = finished
+  run = fmnist_jax.load_run(directory)
+  dataset = fmnist_jax.data.load(run.config.data)
+  images, labels = dataset.test.arrays()
+  with np.load(directory / 'predictions.npz') as file:
+    expected = file['probabilities']
+  np.testing.assert_allclose(run.predict(images), expected, atol=1e-6)
+  np.testing.assert_allclose(run.predict(images[..., 0]), expected, atol=1e-6)
+  np.testing.assert_allclose(run.predict(images[..., 0] / 255.0), expected, atol=1e-6)
+  np.testing.assert_allclose(run.predict(images[:3]), expected[:3], atol=1e-6)
+  assert run.predict(images[:0]).shape == (0, 10)
+  assert run.class_names[9] == 'Ankle boot' and run.results['accuracy'] >= 0
+  assert len(run.history) == run.results['epochs'] and (labels >= 0).all()
+
+
+@pytest.mark.parametrize(('images', 'says'), [
+    (np.zeros((28, 28), np.uint8), r'shape \[28, 28\]; this model takes \[N, 28, 28\] or'),
+    (np.zeros((2, 27, 28), np.uint8), r'this model takes'),
+    (np.zeros((2, 28, 28, 3), np.uint8), r'this model takes'),
+    (np.zeros((2, 28, 28), np.int64), r'are int64; give uint8'),
+    (np.full((2, 28, 28), 'a'), r'give uint8'),
+    (np.full((2, 28, 28), np.nan), r'not finite or outside'),
+    (np.full((2, 28, 28), 200.0), r'scale floating point images to \[0, 1\]'),
+    ([[1, 2], [3]], r'not an array'),
+])
+def test_predict_refuses_what_it_would_get_wrong(finished, images, says):
+  run = fmnist_jax.load_run(finished[0])
+  with pytest.raises(DataError, match=says):
+    run.predict(images)
+
+
+def test_what_cannot_be_loaded_says_why(finished, tmp_path):
+  with pytest.raises(WorkdirError, match=r'is not the directory of a run'):
+    fmnist_jax.load_run(tmp_path)
+  with pytest.raises(CheckpointError, match=r'There is no checkpoint of step 7'):
+    fmnist_jax.load_run(finished[0], '7')
+  with pytest.raises(CheckpointError, match=r'must be best, latest or a step'):
+    fmnist_jax.load_run(finished[0], 'newest')
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+  config = config_lib.replace(runs.full_config(epochs=2, early_stopping_patience=0),
+                              {'data.validation_examples': 0})
+  found = train_and_evaluate(config, tmp_path / 'run')
+  assert found['best_epoch'] == 2 and found['best_validation_accuracy'] is None
+  assert not any('validation' in name for record in runs.history(tmp_path / 'run')
+                 for name in record)
+
+
+def test_the_validation_split_can_be_the_one_measured(tmp_path):
+  config = config_lib.replace(runs.full_config(epochs=1), {'evaluate.split': 'validation'})
+  found = train_and_evaluate(config, tmp_path / 'run')
+  assert found['split'] == 'validation' and found['examples'] == 100
+  assert found['accuracy'] == pytest.approx(found['best_validation_accuracy'], abs=1e-9)
