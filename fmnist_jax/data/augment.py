@@ -2,7 +2,7 @@
 
 Images are floats in [0, 1], [B, H, W, C], with 0 the background: what moves in from outside is 0.
 Each image draws for itself. Strengths are numbers or traced scalars, so that members of a
-population may differ in them; whether a change is made at all is decided when the program is traced.
+population may differ in them; whether a change is made at all is decided when tracing.
 
 Rotation, zoom and shift are one resampling, because images blur a little more each time. It is
 written as gathers within each image, which XLA runs quickly on every backend and which stay within
@@ -141,7 +141,7 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: Strength) -> 
   1/0.3. The paper draws rectangles until one fits; here the first of ten that fits is taken, and
   the image stays as it is where none does (one in 10^7).
   """
-  batch, height, width, channels = images.shape
+  batch, height, width, _ = images.shape
   keys = jax.random.split(key, 4)
   draw = lambda key, shape, low, high: jax.random.uniform(key, shape, minval=low, maxval=high)
   areas = draw(keys[0], (batch, _ATTEMPTS), *ERASED_AREA) * (height * width)

@@ -31,13 +31,13 @@ Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 class _Info(tfds.core.DatasetInfo):
-  """TFDS's description of a set, without its look at a bucket and the folder that leaves in /tmp."""
+  """TFDS's description of a set, without looking at a bucket and leaving a folder in /tmp."""
 
   def initialize_from_bucket(self) -> None:
     """Does nothing."""
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
   """Images and labels as this library keeps them; a base class, no data set itself."""
   VERSION = tfds.core.Version('1.0.0')
   CLASS_NAMES: tuple[str, ...]
@@ -93,7 +93,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return digest.hexdigests()
 
 
-class _Published(Builder, skip_registration=True):
+class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
   """A published set, prepared from `files`; looked for when they are None."""
   KEY: str
   files: sources.Files | None = None
@@ -106,7 +106,7 @@ class _Published(Builder, skip_registration=True):
 
   def examples(self, split: str) -> int:
     """See `Builder`."""
-    return 60_000 if split == 'train' else 10_000
+    return sources.ORIGINALS[self.KEY].examples[SPLITS.index(split)]
 
   def published_sha256(self, split: str) -> list[str]:
     """See `Builder`."""
@@ -228,7 +228,8 @@ def source(made: Builder, split: str) -> records.RecordSource:
   with _quiet():
     raw = made.as_data_source(
         split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return records.RecordSource(raw, made.info.features.deserialize_example_np, _SHAPE)
+  return records.RecordSource(raw, made.info.features.deserialize_example_np, _SHAPE,
+                              str(made.data_dir))
 
 
 @contextlib.contextmanager

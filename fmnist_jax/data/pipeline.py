@@ -32,7 +32,8 @@ def load(config: config_lib.Data) -> Dataset:
     files, counts = None, (config.train_examples or 60_000, config.test_examples or 10_000)
   else:
     # Before the slow import: a folder that somebody named and that is wrong is told at once.
-    files, counts = sources.named(config.name, config.data_dir), (60_000, 10_000)
+    files = sources.named(config.name, config.data_dir)
+    counts = sources.ORIGINALS[config.name].examples
   resident = is_resident(config.residency, counts[0] * 28 * 28)
   from fmnist_jax.data import prepared  # Imports TFDS, which takes a while.
   opened = prepared.Prepared(config.name, files, *counts)

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_jax.errors import DataError
+
 CHUNK = 8192  # Examples read at once where the whole split is wanted.
 
 
@@ -77,7 +79,7 @@ def parse(records: Sequence[bytes], shape: tuple[int, int, int],
       left &= ~match
       if not left.any():
         break
-  for i in np.flatnonzero(left):
+  for i in np.flatnonzero(left).tolist():
     example = decode(records[i])
     images[i], labels[i] = example['image'].reshape(-1), example['label']
   return images.reshape(-1, *shape), labels
@@ -90,19 +92,29 @@ class RecordSource:
     shape: of an image: height, width, channels.
   """
 
-  def __init__(self, data_source: Any, decode: Any, shape: tuple[int, int, int]):
-    """Wraps a TFDS data source of raw bytes and TFDS's decoder of one record."""
+  def __init__(self, data_source: Any, decode: Any, shape: tuple[int, int, int], folder: str):
+    """Wraps a TFDS data source of raw bytes in a folder and TFDS's decoder of one record."""
     self._data_source, self._decode, self.shape = data_source, decode, shape
+    self._folder = folder
     self._lock = threading.Lock()  # One reader of a file is not meant for two threads.
 
   def __len__(self) -> int:
     return len(self._data_source)
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [n, H, W, C] and labels int32 [n] of the examples at `indices` [n]."""
-    with self._lock:
-      records = self._data_source.__getitems__(np.asarray(indices).tolist())
-    return parse(records, self.shape, self._decode)
+    """Images uint8 [n, H, W, C] and labels int32 [n] of the examples at `indices` [n].
+
+    Raises:
+      DataError: when the files cannot be read, or no longer hold what they should.
+    """
+    try:
+      with self._lock:
+        found = self._data_source.__getitems__(np.asarray(indices).tolist())
+      return parse(found, self.shape, self._decode)
+    except Exception as error:  # array_record and protobuf raise what they please.
+      reason = str(error).split('\n', maxsplit=1)[0] or type(error).__name__
+      raise DataError(f'The prepared data in {self._folder} cannot be read ({reason}); remove that '
+                      'folder, and it is prepared anew.') from error
 
   def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The whole split in order, `CHUNK` examples at a time."""

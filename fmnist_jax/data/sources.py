@@ -36,7 +36,8 @@ class Original:
 
   Attributes:
     title: what people call it.
-    folder: what its folder is called.
+    folder: what its folder is called; torchvision has names of its own.
+    examples: for training and for testing.
     class_names: by label.
     sha256: of the unpacked files, in the order of `FILES`.
     packed_sha256: of the .gz files as published, in the order of `FILES`.
@@ -46,13 +47,14 @@ class Original:
   title: str
   folder: str
   torchvision_folder: str
+  examples: tuple[int, int]
   class_names: tuple[str, ...]
   sha256: tuple[str, ...]
   packed_sha256: tuple[str, ...]
   packed_bytes: tuple[int, ...]
   mirrors: tuple[str, ...]
 
-  def split_sha256(self, split: str) -> tuple[str, str]:
+  def split_sha256(self, split: str) -> tuple[str, ...]:
     """The hashes of a split's unpacked images and labels; `split` is 'train' or 'test'."""
     return self.sha256[:2] if split == 'train' else self.sha256[2:]
 
@@ -62,6 +64,7 @@ ORIGINALS = {
         title='Fashion-MNIST',
         folder='fashion-mnist',
         torchvision_folder='FashionMNIST',
+        examples=(60_000, 10_000),
         class_names=('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
                      'Sneaker', 'Bag', 'Ankle boot'),
         sha256=('c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
@@ -81,6 +84,7 @@ ORIGINALS = {
         title='MNIST (handwritten digits)',
         folder='mnist',
         torchvision_folder='MNIST',
+        examples=(60_000, 10_000),
         class_names=tuple(str(digit) for digit in range(10)),
         sha256=('ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
                 '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
