@@ -35,7 +35,9 @@ def prepare_environment() -> None:
   Most of all, XLA's loader of cached CPU programs reports each hit as an error. What the user set
   is left as it is.
   """
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  # A 1 is not the user's: jax sets it on import, and child processes inherit it.
+  if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
   # With several processes jax would take SIGTERM away from `interrupt`.
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
 

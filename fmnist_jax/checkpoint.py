@@ -55,13 +55,13 @@ class Checkpoints:
     self.directory = pathlib.Path(directory).absolute()
     self._writer: concurrent.futures.ThreadPoolExecutor | None = None
     self._pending: tuple[int, concurrent.futures.Future | None] | None = None
-    self._cleaned = False
+    self._clean = False
 
   def steps(self) -> list[int]:
     """Steps of the checkpoints present, good or not, oldest first."""
     try:
       names = os.listdir(self.directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
       return []
     except OSError as error:
       raise CheckpointError(f'{self.directory} could not be read: {error.strerror}.') from error
@@ -127,6 +127,11 @@ class Checkpoints:
               for name, leaf in wanted]
     return jax.tree.unflatten(structure, leaves), progress
 
+  def progress(self, step: int) -> dict[str, Any]:
+    """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
+    directory, _ = self._verified(step)
+    return json.loads((directory / 'progress.json').read_bytes())
+
   def save(self, step: int, state: PyTree, progress: Mapping[str, Any],
            keep: Collection[int] = ()) -> None:
     """Writes a checkpoint, commits it, then removes the others but for `keep`.
@@ -155,10 +160,13 @@ class Checkpoints:
     """
     self.wait()
     text = json.dumps(dict(progress), indent=2, allow_nan=False).encode() + b'\n'
+    named = _named(state)[0]
+    _check_whole(named)
     if jax.process_index() != 0:
       self._pending = (step, None)
       return
-    arrays = {name: _on_host(name, leaf) for name, leaf in _named(state)[0]}
+    # Copies: on CPU numpy would otherwise share memory with an array that may be donated.
+    arrays = {name: np.array(leaf, copy=True) for name, leaf in named}
     if self._writer is None:
       self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
     self._pending = (step, self._writer.submit(self._write, int(step), arrays, text,
@@ -194,20 +202,32 @@ class Checkpoints:
   def clean(self) -> None:
     """Removes what killed processes left half written or half removed.
 
-    Only the process that writes here may call it; `save` does so once.
+    Only the process that writes here may call it; `save` does so when it first needs to. What
+    cannot be removed is logged.
     """
-    self._cleaned = True
-    if not self.directory.is_dir():
-      return
-    for path in self.directory.glob('.old-*'):
-      current = self.directory / path.name.removeprefix('.old-')
-      if current.exists():
-        self._discard(path)
-      else:
-        path.rename(current)
-    for pattern in ('.new-*', '.trash-*'):
-      for path in self.directory.glob(pattern):
+    self._clean = True
+    for old in self._leftovers('.old-*'):
+      current = self.directory / old.name.removeprefix('.old-')
+      try:
+        if current.exists():
+          self._discard(old)
+        else:
+          old.rename(current)
+      except OSError as error:
+        self._could_not_remove(old, error)
+    for path in [*self._leftovers('.new-*'), *self._leftovers('.trash-*')]:
+      try:
         shutil.rmtree(path)
+      except OSError as error:
+        self._could_not_remove(path, error)
+
+  def _leftovers(self, pattern: str) -> list[pathlib.Path]:
+    return sorted(self.directory.glob(pattern))
+
+  def _could_not_remove(self, path: pathlib.Path, error: OSError) -> None:
+    self._clean = False  # The next save tries again.
+    logging.warning('%s, which is not needed any more, could not be removed: %s.', path,
+                    _reason(error))
 
   def _path(self, step: int) -> pathlib.Path:
     path = self.directory / str(step)
@@ -262,47 +282,37 @@ class Checkpoints:
 
   def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
              keep: frozenset[int]) -> None:
-    new = self.directory / f'.new-{step}'
+    new, current = self.directory / f'.new-{step}', self.directory / str(step)
+    if not self._clean:
+      self.clean()
     try:
-      self.directory.mkdir(parents=True, exist_ok=True)
-      if not self._cleaned:
-        self.clean()
-      shutil.rmtree(new, ignore_errors=True)
-      new.mkdir()
-      (new / 'state').mkdir()
+      (new / 'state').mkdir(parents=True)
       _write_arrays(new / 'state', arrays)
       (new / 'progress.json').write_bytes(progress)
       _write_manifest(new, step)
-      self._commit(step, new)
+      if current.exists():
+        current.rename(self.directory / f'.old-{step}')
+      new.rename(current)
+      fsync_directory(self.directory)
     except Exception as error:
+      self._clean = False
       shutil.rmtree(new, ignore_errors=True)
-      intact = [s for s in self.steps() if s != step]
-      before = f'the checkpoint of step {intact[-1]} is intact' if intact else (
+      before = [s for s in self.steps() if s != step]
+      intact = f'the checkpoint of step {before[-1]} is intact' if before else (
           'there is none before it')
       raise CheckpointError(f'The checkpoint of step {step} could not be written to '
-                            f'{self.directory}: {_reason(error)}; {before}; free some space or '
+                            f'{self.directory}: {_reason(error)}; {intact}; free some space or '
                             'give permission, then run the same command again.') from error
-    for other in self.steps():
-      if other != step and other not in keep:
-        try:
-          self._discard(self._path(other))
-        except OSError as error:
-          logging.warning('The old checkpoint of step %d in %s could not be removed: %s.', other,
-                          self.directory, _reason(error))
-
-  def _commit(self, step: int, new: pathlib.Path) -> None:
-    current, old = self.directory / str(step), self.directory / f'.old-{step}'
-    if current.exists():
-      current.rename(old)
-    new.rename(current)
-    fsync_directory(self.directory)
-    if old.exists():
-      self._discard(old)
+    unneeded = [s for s in self.steps() if s != step and s not in keep]
+    for path in [*self._leftovers('.old-*'), *map(self._path, unneeded)]:
+      try:
+        self._discard(path)
+      except OSError as error:
+        self._could_not_remove(path, error)
 
   def _discard(self, path: pathlib.Path) -> None:
     """Removes a directory so that, half removed, it cannot be taken for a checkpoint."""
     trash = self.directory / f'.trash-{path.name.removeprefix(".old-")}'
-    shutil.rmtree(trash, ignore_errors=True)
     path.rename(trash)
     fsync_directory(self.directory)
     shutil.rmtree(trash)
@@ -326,11 +336,10 @@ def _stored(leaf: Any) -> bool:
   return 0 not in leaf.shape
 
 
-def _on_host(name: str, leaf: Any) -> np.ndarray:
-  """A copy: on CPU numpy would otherwise share memory with an array that may be donated."""
-  if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-    raise ValueError(f'{name} is split over processes; replicate the state before saving it.')
-  return np.array(leaf, copy=True)
+def _check_whole(named: list[tuple[str, Any]]) -> None:
+  for name, leaf in named:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      raise ValueError(f'{name} is split over processes; replicate the state before saving it.')
 
 
 @functools.cache
