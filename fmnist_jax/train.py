@@ -133,7 +133,8 @@ def finish(session: Session) -> dict[str, Any]:
   report.write(held.path, history=held.history.read(), results=found, probabilities=probabilities,
                labels=split.labels, images=images, train_images=dataset.train.fetch(shown),
                train_labels=dataset.train.labels, class_names=dataset.class_names,
-               config=config_lib.to_json(config))
+               config=config_lib.to_json(config),
+               validation_labels=dataset.validation.labels if len(dataset.validation) else None)
   # Last: it marks the run as finished.
   workdir.write_json(held.path / 'results.json', found)
   say = session.display.say

@@ -32,9 +32,9 @@ def run_interrupted(config, directory, polls):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('polls', [2, 5, 7])
+@pytest.mark.parametrize('polls', [3, 5, 7])
 def test_interrupted_again_and_again(whole, tmp_path, polls):
-  # An epoch has 4 dispatches of 20 steps and some evaluation batches: every kind of place is hit.
+  # An epoch has four dispatches and two evaluation batches: places of every kind are hit.
   assert run_interrupted(runs.full_config(), tmp_path / 'run', polls) > 3
   runs.assert_same_run(whole, tmp_path / 'run')
 
