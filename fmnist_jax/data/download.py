@@ -98,6 +98,7 @@ def _append(url: str, part: pathlib.Path, start: int, size: int) -> int:
     response = _within(2 * CONNECT_SECONDS,
                        lambda: urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
   except urllib.error.HTTPError as error:
+    error.close()
     raise _MirrorError(f'HTTP {error.code}') from error
   except (OSError, http.client.HTTPException, ValueError) as error:
     reason = getattr(error, 'reason', None) or error
