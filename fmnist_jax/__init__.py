@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _HOME = {'Config': 'config', 'Run': 'run', 'evaluate_run': 'evaluate', 'load_run': 'run',
          'train_and_evaluate': 'train'}
-_MODULES = ('checkpoint', 'config', 'config_file', 'data', 'errors', 'evaluate', 'metrics', 'models',
-            'ops', 'optim', 'report', 'step')
+_MODULES = ('checkpoint', 'config', 'config_file', 'data', 'errors', 'evaluate', 'metrics',
+            'models', 'ops', 'optim', 'report', 'step')
 
 __all__ = ['Config', 'Run', 'evaluate_run', 'load_run', 'train_and_evaluate']
 

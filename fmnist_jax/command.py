@@ -6,14 +6,18 @@ This module imports neither jax nor anything that does.
 from __future__ import annotations
 
 import sys
-from typing import Callable, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt, Interrupted
 
 
 def run(main: Callable[[Interrupt], None]) -> NoReturn:
-  """Calls `main` with signals watched, and exits: 0, 1 after a `UserError`'s sentence, or 128 + the signal's number."""
+  """Calls `main` with signals watched, then exits.
+
+  The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number.
+  """
   code = 0
   try:
     with Interrupt() as interrupt:

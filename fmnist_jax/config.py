@@ -12,7 +12,8 @@ import dataclasses
 import difflib
 import json
 import math
-from typing import Any, Iterator, Mapping, Union, get_args, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Any, Union, get_args, get_type_hints
 
 from fmnist_jax.errors import ConfigError
 
@@ -30,8 +31,8 @@ def _field(default, help_text: str, *, low=None, high=None, choices=(), continuo
     continuous: whether members of a population may differ in it.
     open_high: whether `high` itself is excluded.
   """
-  metadata = dict(help=help_text, low=low, high=high, choices=tuple(choices),
-                  continuous=continuous, open_high=open_high)
+  metadata = {'help': help_text, 'low': low, 'high': high, 'choices': tuple(choices),
+              'continuous': continuous, 'open_high': open_high}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -405,7 +406,7 @@ def _check_together(config: Config) -> None:
 def to_json(config: Config) -> dict[str, Any]:
   """A config as plain JSON values; every section of several kinds names its own in `type`."""
   def encode(section: Any) -> dict[str, Any]:
-    result = {}
+    result: dict[str, Any] = {}
     for field in dataclasses.fields(section):
       value = getattr(section, field.name)
       if dataclasses.is_dataclass(value):
@@ -431,7 +432,7 @@ def from_json(values: Mapping[str, Any]) -> Config:
     for name in values:
       if name not in fields:
         raise ConfigError(unknown_field(prefix + str(name), [prefix + f for f in fields]))
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name in fields:
       if name not in values:
         raise ConfigError(f'The config lacks the field {prefix}{name}.')

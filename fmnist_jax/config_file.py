@@ -11,7 +11,8 @@ import dataclasses
 import pathlib
 import runpy
 import traceback
-from typing import Any, Iterable
+from collections.abc import Iterable
+from typing import Any
 
 from fmnist_jax import config as config_lib
 from fmnist_jax.errors import ConfigError
@@ -73,12 +74,12 @@ def _apply(config: config_lib.Config, override: str) -> config_lib.Config:
   if not equals:
     raise ConfigError(f'--config.{name} needs a value: --config.{name}=VALUE.')
   *sections, last = name.split('.')
-  parents = [config]
+  parents: list[Any] = [config]
   for depth, section in enumerate(sections):
-    value = getattr(parents[-1], section, None)
-    if not dataclasses.is_dataclass(value):
+    parents.append(getattr(parents[-1], section, None))
+    if not dataclasses.is_dataclass(parents[-1]):
       raise ConfigError(_unknown(config, name, depth))
-    parents.append(value)
+  value: Any
   owner = parents[-1]
   hints = {field.name: field for field in dataclasses.fields(owner)}
   if last not in hints:
@@ -90,7 +91,7 @@ def _apply(config: config_lib.Config, override: str) -> config_lib.Config:
       ways = f'choose one of {", ".join(kinds)}, or ' if len(kinds) > 1 else ''
       raise ConfigError(f'{name}={text}: {name} is a section; {ways}set one of its fields: '
                         f'{", ".join(known)}.')
-    value: Any = kinds[text]()
+    value = kinds[text]()
   else:
     value = parse(name, text, str(hints[last].type))
   for section, parent in zip(reversed([*sections, last]), reversed(parents)):

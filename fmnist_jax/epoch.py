@@ -7,7 +7,8 @@ continuous settings are arrays (`hyper`), so one compilation serves every value 
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, models, optim, sharding, step
-from fmnist_jax.data import augment
+from fmnist_jax.data.augment import augment
 
 # A stream of the root key that no step uses: `fold_in` of a number no step reaches.
 _ORDER_STREAM = 2**31 + 1
@@ -47,7 +48,6 @@ class Programs:
   def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
                num_classes: int, train_examples: int):
     """Args: `train_examples` is the size of the training set, which gives steps per epoch."""
-    models.check_fits(config.model, image_shape)
     self.config = config
     self.mesh = mesh
     self.image_shape = image_shape
@@ -114,7 +114,7 @@ class Programs:
         batch, batch_labels = images[order[t]], labels[order[t]]
       batch = jax.lax.with_sharding_constraint(batch, split)
       batch_labels = jax.lax.with_sharding_constraint(batch_labels, split)
-      pixels = augment.augment(state.step_key(step.AUGMENT), scale(batch), config.data.augment)
+      pixels = augment(state.step_key(step.AUGMENT), scale(batch), config.data.augment)
       state, new = step.train_step(state, pixels, batch_labels, apply=apply, tx=tx,
                                    label_smoothing=config.train.label_smoothing,
                                    ema_decay=config.train.ema_decay)

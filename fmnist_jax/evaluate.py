@@ -11,8 +11,9 @@ import dataclasses
 import pathlib
 import platform
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
-from typing import Sequence
+from collections.abc import Sequence
 
 from fmnist_jax import command, config_file
 from fmnist_jax.errors import ConfigError

@@ -87,7 +87,7 @@ def build(config: config_lib.Optim, steps_per_epoch: int,
       stages.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
     case _:
       raise TypeError(f'No optimiser for {type(config).__name__}.')
-  if not type(config) is config_lib.Adam and is_on(config.weight_decay):
+  if isinstance(config, config_lib.AdamW | config_lib.SGD) and is_on(config.weight_decay):
     stages.append(optax.add_decayed_weights(config.weight_decay, mask=decay_mask))
   stages.append(optax.scale_by_learning_rate(learning_rate(config, steps_per_epoch, epochs)))
   return optax.chain(*stages)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Mapping, TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 import flax.linen as nn
 import jax
@@ -45,7 +46,8 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
 def epoch_line(record: Mapping[str, Any], epochs: int, best: bool) -> str:
   """A line of metrics.jsonl as a person reads it."""
   width = len(str(epochs))
-  text = (f'epoch {record["epoch"]:>{width}}/{epochs}  {record["images_per_second"]:>8,.0f} images/s'
+  text = (f'epoch {record["epoch"]:>{width}}/{epochs}'
+          f'  {record["images_per_second"]:>8,.0f} images/s'
           f'  train loss {record["train_loss"]:.4f} acc {record["train_accuracy"]:6.2%}')
   if 'validation_loss' in record:
     text += (f'  validation loss {record["validation_loss"]:.4f} '

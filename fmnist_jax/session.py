@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -259,7 +260,7 @@ class Session:
     """
     config, programs = self.config, self.programs
     variables = self.state.variables()
-    measured = {}
+    measured: dict[str, float] = {}
     for name, batches in (('clean_train', self.clean_train), ('validation', self.validation)):
       if batches.examples:
         loss, accuracy = evaluate.measure(programs, variables, batches, self.interrupt.check)

@@ -32,7 +32,8 @@ def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
   available = jax.devices()
   if devices > len(available):
     raise ConfigError(f'train.devices is {devices}, but jax sees {len(available)} '
-                      f'{available[0].platform} device(s); ask for at most that many, or 0 for all.')
+                      f'{available[0].platform} device(s); ask for at most that many, or 0 for '
+                      'all.')
   wanted = devices or len(available)
   count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
   if count < wanted:

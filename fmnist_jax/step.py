@@ -6,7 +6,8 @@ Nothing here knows of configs, files or devices. Any Flax module that is called 
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax
 import jax

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fmnist_jax import backend, data, evaluate, ops, report, sharding, workdir
+from fmnist_jax import backend, data, evaluate, models, ops, report, sharding, workdir
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.interrupt import Interrupt
@@ -62,6 +62,7 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
                   compile_cache=config.train.compile_cache)
     began = time.perf_counter()
     config, directory, dataset = _load(config, pathlib.Path(directory))
+    models.check_fits(config.model, dataset.image_shape)
     mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
     config = resolve(config, sharding.platform(mesh), dataset.resident)
     held = stack.enter_context(workdir.Workdir(directory, config))
@@ -101,8 +102,8 @@ def _introduce(session: Session) -> None:
   """Says what is about to happen."""
   config, say = session.config, session.display.say
   programs, train = session.programs, session.dataset.train
-  say(f'{session.dataset.name}: {len(train):,} training, {session.validation.examples:,} validation '
-      f'examples, {config.data.residency}; {evaluate.device_name(session.mesh)}, '
+  say(f'{session.dataset.name}: {len(train):,} training, {session.validation.examples:,} '
+      f'validation examples, {config.data.residency}; {evaluate.device_name(session.mesh)}, '
       f'{config.train.precision}, {config.train.operations} operations')
   say(progress_lib.architecture(programs.module, programs.image_shape))
 

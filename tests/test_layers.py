@@ -9,7 +9,8 @@ import fmnist_jax
 LAYERS = (
     ('errors',),
     ('config', 'interrupt', 'metrics', 'ops', 'backend'),
-    ('command', 'config_file', 'models', 'optim', 'sharding', 'step', 'workdir', 'data', 'progress'),
+    ('command', 'config_file', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
+     'progress'),
     ('checkpoint', 'epoch'),
     ('run', 'report'),
     ('evaluate',),

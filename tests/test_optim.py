@@ -65,8 +65,8 @@ def numpy_adamw(param, grad, decay, steps, lr=0.01, b1=0.9, b2=0.999, eps=1e-8):
 
 def test_adamw_decays_kernels_and_not_biases():
   found = update(config_lib.AdamW(learning_rate=0.01, weight_decay=0.5))
-  np.testing.assert_allclose(found['kernel'], numpy_adamw(PARAMS['kernel'], GRADS['kernel'], 0.5, 3),
-                             rtol=1e-5)
+  expected = numpy_adamw(PARAMS['kernel'], GRADS['kernel'], 0.5, 3)
+  np.testing.assert_allclose(found['kernel'], expected, rtol=1e-5)
   np.testing.assert_allclose(found['bias'], numpy_adamw(PARAMS['bias'], GRADS['bias'], 0.0, 3),
                              rtol=1e-5)
 

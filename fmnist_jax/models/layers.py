@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,7 @@ class Dropout(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
+    """Drops entries of `inputs`, of any shape, while training; else returns them as they are."""
     if not train or not is_on(self.rate):
       return inputs
     keep_rate = 1.0 - jnp.asarray(self.rate, jnp.float32)
