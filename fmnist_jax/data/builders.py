@@ -163,6 +163,12 @@ class Digest:
     return [self._images.hexdigest(), self._labels.hexdigest()]
 
 
+def folder(name: str, train_examples: int, test_examples: int) -> pathlib.Path:
+  """Where the prepared copy of a set lies, or will lie; arguments as those of `builder`."""
+  config = [_config_name(train_examples, test_examples)] * (name == 'synthetic')
+  return sources.tfds_folder().joinpath(BUILDERS[name].name, *config, str(BUILDERS[name].VERSION))
+
+
 def builder(name: str, files: sources.Files | None, train_examples: int,
             test_examples: int) -> Builder:
   """Makes the builder of a set, quietly.
@@ -171,11 +177,11 @@ def builder(name: str, files: sources.Files | None, train_examples: int,
     name: 'fashion_mnist', 'mnist' or 'synthetic'.
     files: to prepare a published set from; None: look for them, but only then.
     train_examples: how many garments to draw.
-    test_examples: how many of them for the test split.
+    test_examples: how many for the test split.
   """
   config = None
   if name == 'synthetic':
-    config = tfds.core.BuilderConfig(name=f'{train_examples}_{test_examples}')
+    config = tfds.core.BuilderConfig(name=_config_name(train_examples, test_examples))
   with _quiet():
     made = BUILDERS[name](data_dir=sources.tfds_folder(), config=config,
                           file_format='array_record')
@@ -184,27 +190,30 @@ def builder(name: str, files: sources.Files | None, train_examples: int,
   return made
 
 
-def prepare(make: Callable[[], Builder]) -> None:
+def _config_name(train_examples: int, test_examples: int) -> str:
+  return f'{train_examples}_{test_examples}'
+
+
+def prepare(path: pathlib.Path, make: Callable[[], Builder]) -> None:
   """Prepares a set, unless a finished copy is there or another process makes one meanwhile.
 
   Args:
-    make: makes the builder; called again under the lock, for a builder that is made when a copy
-      is there reads its description.
+    path: where the copy goes.
+    make: makes its builder; called when there is no copy, because a builder reads what there is.
 
   Raises:
     DataError: when there is nothing to prepare from.
     Exception: whatever TFDS raises when the folder cannot be written.
   """
-  path = pathlib.Path(make().data_dir)
   if path.is_dir():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   with locks.locked(path.parent / '.lock'):
-    made = make()
     if path.is_dir():
       return
     for leftover in path.parent.glob('incomplete.*'):  # Of a dead process: a live one has the lock.
       shutil.rmtree(leftover, ignore_errors=True)
+    made = make()
     if isinstance(made, _Published) and made.files is None:
       made.files = sources.obtain(made.KEY)
     logging.info('Preparing %s, this once, in %s.', made.name, path)
@@ -212,9 +221,8 @@ def prepare(make: Callable[[], Builder]) -> None:
       made.download_and_prepare()
 
 
-def discard(make: Callable[[], Builder]) -> None:
+def discard(path: pathlib.Path) -> None:
   """Removes a damaged copy; a process that is reading it keeps the files it has open."""
-  path = pathlib.Path(make().data_dir)
   with locks.locked(path.parent / '.lock'):
     doomed = path.with_name(f'incomplete.damaged_{path.name}')
     shutil.rmtree(doomed, ignore_errors=True)

@@ -23,6 +23,7 @@ class Prepared:
                test_examples: int):
     """See `builders.builder`; nothing is read yet."""
     self._make = lambda: builders.builder(name, files, train_examples, test_examples)
+    self._folder = builders.folder(name, train_examples, test_examples)
     self._name = name
     self._usable = True
     self.class_names = builders.BUILDERS[name].CLASS_NAMES
@@ -49,7 +50,7 @@ class Prepared:
         return self._read(split, in_memory)
       except Exception as error:  # TFDS and array_record raise what they please.
         logging.warning('The prepared copy of %s in %s is damaged (%s): preparing it anew.',
-                        self._name, sources.tfds_folder(), _first_line(error))
+                        self._name, self._folder, _first_line(error))
         self._discard()
     images, labels = (np.concatenate(parts) for parts in zip(*self._make().chunks(split)))
     labels = labels.astype(np.int32)
@@ -66,17 +67,17 @@ class Prepared:
 
   def _prepare(self) -> None:
     try:
-      builders.prepare(self._make)
+      builders.prepare(self._folder, self._make)
     except DataError:
       raise
     except Exception as error:  # A full or read-only disk, however TFDS or C++ tell it.
       logging.warning('%s cannot be prepared in %s (%s): reading it without a prepared copy.',
-                      self._name, sources.tfds_folder(), _first_line(error))
+                      self._name, self._folder, _first_line(error))
       self._usable = False
 
   def _discard(self) -> None:
     try:
-      builders.discard(self._make)
+      builders.discard(self._folder)
     except OSError as error:
       logging.warning('It cannot be removed (%s): reading %s without it.', _first_line(error),
                       self._name)
