@@ -142,16 +142,17 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: Strength) -> 
   the image stays as it is where none does (one in 10^7).
   """
   batch, height, width, _ = images.shape
-  keys = jax.random.split(key, 4)
-  draw = lambda key, shape, low, high: jax.random.uniform(key, shape, minval=low, maxval=high)
-  areas = draw(keys[0], (batch, _ATTEMPTS), *ERASED_AREA) * (height * width)
-  aspects = draw(keys[1], (batch, _ATTEMPTS), ERASED_ASPECT, 1 / ERASED_ASPECT)
+  key, noise_key = jax.random.split(key)
+  draws = jax.random.uniform(key, (batch, 2 * _ATTEMPTS + 3))
+  spread = lambda draws, low, high: low + draws * (high - low)
+  areas = spread(draws[:, :_ATTEMPTS], *ERASED_AREA) * (height * width)
+  aspects = spread(draws[:, _ATTEMPTS:-3], ERASED_ASPECT, 1 / ERASED_ASPECT)
   heights, widths = jnp.round(jnp.sqrt(areas * aspects)), jnp.round(jnp.sqrt(areas / aspects))
   fits = (heights <= height) & (widths <= width)
   first = jnp.argmax(fits, axis=1)
   pick = lambda values: jnp.take_along_axis(values, first[:, None], axis=1)[:, 0]
   heights, widths = pick(heights), pick(widths)
-  chance, down, right = draw(keys[2], (3, batch), 0.0, 1.0)
+  chance, down, right = draws[:, -3], draws[:, -2], draws[:, -1]
   erased = (chance < probability) & fits.any(axis=1)
   top = jnp.floor(down * (height - heights + 1))
   left = jnp.floor(right * (width - widths + 1))
@@ -159,7 +160,7 @@ def random_erasing(key: jax.Array, images: jax.Array, probability: Strength) -> 
   within_rows = (rows >= top[:, None]) & (rows < (top + heights)[:, None])
   within_columns = (columns >= left[:, None]) & (columns < (left + widths)[:, None])
   mask = (within_rows[:, :, None] & within_columns[:, None, :] & erased[:, None, None])[..., None]
-  return jnp.where(mask, _noise(keys[3], images.shape).astype(images.dtype), images)
+  return jnp.where(mask, _noise(noise_key, images.shape).astype(images.dtype), images)
 
 
 def _noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,187 @@
+"""Augmentations do what their names say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmnist_jax.config import Augment
+from fmnist_jax.data import augment
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope='module')
+def images():
+  return jax.random.uniform(jax.random.key(1), (16, 28, 28, 2), minval=0.1)
+
+
+def test_flip_mirrors_with_its_probability(images):
+  mirrored = np.asarray(images)[:, :, ::-1]
+  np.testing.assert_array_equal(augment.horizontal_flip(KEY, images, 1.0), mirrored)
+  np.testing.assert_array_equal(augment.horizontal_flip(KEY, images, 0.0), images)
+  many = jnp.broadcast_to(images[:1], (2000, 28, 28, 2))
+  flipped = np.asarray(augment.horizontal_flip(KEY, many, 0.25))[:, 0, 0, 0] == mirrored[0, 0, 0, 0]
+  assert 0.2 < flipped.mean() < 0.3  # Standard deviation 0.01.
+
+
+def moved(image, down, right):
+  """The slow way: roll, then blank what came round."""
+  result = np.roll(image, (down, right), (0, 1))
+  height, width = image.shape[:2]
+  for axis, by, size in ((0, down, height), (1, right, width)):
+    lines = np.arange(size)
+    outside = (lines - by < 0) | (lines - by >= size)
+    result[(slice(None),) * axis + (outside,)] = 0
+  return result
+
+
+def test_shift_by_known_offsets(images):
+  offsets = np.array([(0, 0), (3, -2), (-1, 5), (27, 0), (0, -28), (40, 40)] + [(1, 1)] * 10)
+  result = augment.shift_by(images, jnp.asarray(offsets))
+  for image, after, offset in zip(np.asarray(images), np.asarray(result), offsets):
+    np.testing.assert_array_equal(after, moved(image, *offset))
+
+
+def test_shift_draws_every_offset_alike():
+  spot = jnp.zeros((4000, 9, 9, 1)).at[:, 4, 4].set(1)
+  places = np.argwhere(np.asarray(augment.shift(KEY, spot, 2.0)))[:, 1:3] - 4
+  assert len(places) == 4000
+  counts = np.bincount((places[:, 0] + 2) * 5 + places[:, 1] + 2, minlength=25)
+  # 160 expected in each of 25 places; chi-squared with 24 degrees of freedom, 99.99 %.
+  assert ((counts - 160) ** 2 / 160).sum() < 59
+
+
+@pytest.mark.parametrize('shape', [(28, 28), (7, 7), (7, 10)])
+def test_turning_by_right_angles_is_exact(shape):
+  image = np.random.default_rng(0).random((1, *shape, 3), np.float32)
+  for degrees, turns in ((90.0, 1), (180.0, 2), (-90.0, 3), (360.0, 0)):
+    if shape[0] != shape[1] and turns % 2:
+      continue
+    result = augment.resample(jnp.asarray(image), degrees, 1.0, 0.0)
+    np.testing.assert_allclose(result, np.rot90(image, turns, (1, 2)), atol=2e-5)
+
+
+def test_resampling_agrees_with_a_slow_reference():
+  random = np.random.default_rng(0)
+  image = random.random((12, 15)).astype(np.float32)
+  degrees, zoom, (down, right) = 23.0, 1.3, (2.0, -3.0)
+  result = augment.resample(jnp.asarray(image)[None, :, :, None], degrees, zoom,
+                            jnp.asarray([[down, right]]))[0, :, :, 0]
+  angle, padded = np.deg2rad(degrees), np.pad(image, 30)
+  for y in range(12):
+    for x in range(15):
+      # Undo the move, then the zoom, then the turn, about the middle.
+      v, u = (y - down - 5.5) / zoom, (x - right - 7) / zoom
+      # Counter-clockwise on a screen whose y points down.
+      row = np.cos(angle) * v + np.sin(angle) * u + 5.5 + 30
+      column = np.cos(angle) * u - np.sin(angle) * v + 7 + 30
+      top, left = int(np.floor(row)), int(np.floor(column))
+      a, b = row - top, column - left
+      value = ((1 - a) * ((1 - b) * padded[top, left] + b * padded[top, left + 1])
+               + a * ((1 - b) * padded[top + 1, left] + b * padded[top + 1, left + 1]))
+      assert abs(result[y, x] - value) < 1e-4
+
+
+def test_turning_goes_counter_clockwise():
+  image = jnp.zeros((1, 9, 9, 1)).at[0, 4, 8].set(1)  # At three o'clock.
+  assert augment.resample(image, 90.0, 1.0, 0.0)[0, 0, 4, 0] > 0.99  # At twelve.
+
+
+def test_zoom_enlarges_about_the_middle():
+  square = jnp.zeros((1, 28, 28, 1)).at[:, 10:18, 10:18].set(1)
+  for factor in (0.5, 1.5, 2.0):
+    result = np.asarray(augment.resample(square, 0.0, factor, 0.0))[0, :, :, 0]
+    assert abs(result.sum() / 64 - factor**2) < 0.1 * factor**2
+    np.testing.assert_allclose(result, result[::-1, ::-1], atol=1e-5)  # Still in the middle.
+
+
+def test_random_strengths_stay_within_bounds():
+  # A bar of unit mass: its angle and its size are read off second moments.
+  bar = jnp.zeros((500, 41, 41, 1)).at[:, 20, 8:33].set(1)
+  y, x = np.mgrid[-20:21, -20:21]
+
+  def measured(result):
+    mass = np.asarray(result)[..., 0]
+    total = mass.sum((1, 2))
+    xx, yy, xy = ((mass * term).sum((1, 2)) / total for term in (x * x, y * y, x * y))
+    return np.rad2deg(np.arctan2(-2 * xy, xx - yy) / 2), np.sqrt(xx + yy)
+
+  angles, _ = measured(augment.rotation(KEY, bar, 30.0))
+  assert -30.5 < angles.min() < -28 and 28 < angles.max() < 30.5
+  _, sizes = measured(augment.zoom(KEY, bar, 0.2))
+  sizes = sizes / np.sqrt((np.arange(-12, 13)**2).mean())
+  assert 0.78 < sizes.min() < 0.82 and 1.18 < sizes.max() < 1.22
+
+
+def test_erasing_overwrites_one_rectangle_of_the_right_size():
+  images = jnp.full((3000, 28, 28, 2), 2.0)  # No value that erasing writes.
+  result = np.asarray(augment.random_erasing(KEY, images, 0.5))
+  erased = result != 2
+  np.testing.assert_array_equal(erased[..., 0], erased[..., 1])
+  erased = erased[..., 0]
+  assert 0.46 < erased.any((1, 2)).mean() < 0.54
+  areas, aspects = [], []
+  for mask in erased[erased.any((1, 2))]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert mask.sum() == height * width  # A rectangle, without holes.
+    areas.append(mask.mean())
+    aspects.append(height / width)
+  # Sides are whole numbers: the bounds of the paper hold up to rounding.
+  assert 0.01 < min(areas) < 0.035 and 0.33 < max(areas) < 0.43
+  assert 0.2 < min(aspects) < 0.5 and 2.5 < max(aspects) < 4.5
+  # Uniform in 0.02..0.4 before those that do not fit are drawn again.
+  assert 0.17 < np.mean(areas) < 0.21
+  where = erased.mean(0)
+  assert where[14, 14] > where[0, 0] > 0 and where[27, 27] > 0
+  values = result[result != 2]
+  assert values.min() == 0 and values.max() == 1 and 0.49 < values.mean() < 0.51
+  np.testing.assert_array_equal(augment.random_erasing(KEY, images, 0.0), images)
+
+
+def test_nothing_switched_on_changes_nothing(images):
+  assert augment.augment(KEY, images, Augment()) is images
+
+
+ALL = dict(flip=0.5, shift=2.0, rotation=10.0, zoom=0.1, erasing=0.5)
+
+
+@pytest.mark.parametrize('name', [*ALL, 'all'])
+def test_strengths_may_be_traced(images, name):
+  config = Augment(**(ALL if name == 'all' else {name: ALL[name]}))
+  expected = jax.jit(lambda: augment.augment(KEY, images, config))()
+  assert expected.shape == images.shape and expected.dtype == images.dtype
+  assert (np.asarray(expected) != np.asarray(images)).any()
+  fields = ALL if name == 'all' else [name]
+  run = jax.jit(lambda strengths: augment.augment(KEY, images, Augment(**strengths)))
+  traced = run({field: jnp.float32(ALL[field]) for field in fields})
+  np.testing.assert_allclose(traced, expected, atol=1e-5)
+  # Traced zeros run the same program, and change nothing.
+  nothing = run({field: jnp.float32(0) for field in fields})
+  np.testing.assert_allclose(nothing, images, atol=1e-5)
+  # Members of a population differ.
+  members = jax.vmap(lambda s: augment.augment(
+      KEY, images, Augment(**{field: s * ALL[field] for field in fields})))(jnp.array([0.0, 1.0]))
+  np.testing.assert_allclose(members[0], images, atol=1e-5)
+  np.testing.assert_allclose(members[1], expected, atol=1e-5)
+
+
+def test_each_image_draws_for_itself_and_each_key_anew(images):
+  same = jnp.broadcast_to(images[:1], (16, 28, 28, 2))
+  run = jax.jit(lambda key: augment.augment(key, same, Augment(**ALL)))
+  results = [{image.tobytes() for image in np.asarray(run(key))}
+             for key in (KEY, KEY, jax.random.key(2))]
+  assert len(results[0]) == 16 and results[0] == results[1]
+  assert not results[0] & results[2]
+
+
+def test_a_divided_batch_gives_the_same_without_communication(images):
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+  run = lambda images: augment.augment(KEY, images, Augment(**ALL))
+  compiled = jax.jit(run, in_shardings=split, out_shardings=split).lower(images).compile()
+  for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
+    assert word not in compiled.as_text()
+  np.testing.assert_allclose(compiled(jax.device_put(images, split)), jax.jit(run)(images),
+                             atol=1e-6)
