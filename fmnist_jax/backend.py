@@ -57,9 +57,8 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
     BackendError: when no backend starts, or it computes wrongly, or `deterministic` comes too late.
   """
   _set_flags(CPU_FLAGS + ((DETERMINISTIC_FLAG,) if deterministic else ()), deterministic)
-  # Orbax reports every save in several lines of its own.
-  if _is_not_chatter not in _log.filters:
-    _log.addFilter(_is_not_chatter)
+  if _is_not_of_orbax not in _log.filters:
+    _log.addFilter(_is_not_of_orbax)
   import jax
   try:
     name = jax.default_backend()
@@ -93,8 +92,9 @@ def _backend_started() -> bool:
   return xla_bridge.backends_are_initialized()
 
 
-def _is_not_chatter(record: logging.LogRecord) -> bool:
-  return record.levelno >= logging.WARNING or f'{os.sep}orbax{os.sep}' not in record.pathname
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+  """Orbax reports each save in several lines, and what fails twice; `checkpoint` tells it once."""
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
 def check() -> None:

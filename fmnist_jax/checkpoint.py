@@ -109,7 +109,7 @@ class Checkpoints:
     wanted, structure = _named(like)
     by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
     try:
-      handler = _handler()
+      handler, _ = _handler()
       # Shapes first: what does not fit is not read, however large it claims to be.
       found = {name: (np.dtype(array.dtype).name, tuple(array.shape))
                for name, array in handler.metadata(directory / 'state').tree.items()}
@@ -343,19 +343,42 @@ def _check_whole(named: list[tuple[str, Any]]) -> None:
 
 
 @functools.cache
-def _handler() -> Any:
+def _handler() -> tuple[Any, list[Exception]]:
+  """Orbax's reader and writer of arrays, and the list in which it leaves what went wrong."""
   # Imported here: it takes 0.2 s that a start need not wait for.
   import orbax.checkpoint as ocp
-  # Process 0 writes alone; this keeps Orbax from waiting for the others.
-  alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
-  return ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  failures: list[Exception] = []
+
+  class Arrays(ocp.type_handlers.NumpyHandler):
+    """Lets every write come to its end before a failure is told.
+
+    Otherwise the others go on behind our back: they make the directory that we remove anew, and
+    print tracebacks.
+    """
+
+    async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
+      try:
+        await super()._open_and_write(*args, **kwargs)
+      except Exception as error:
+        failures.append(error)
+
+  return ocp.PyTreeCheckpointHandler(
+      type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+          (np.ndarray, Arrays(deepcopy_host_arrays=False)),
+          (jax.Array, ocp.type_handlers.ArrayHandler())),  # Unused; without it Orbax warns.
+      # Process 0 writes alone; this keeps Orbax from waiting for the others.
+      multiprocessing_options=ocp.options.MultiprocessingOptions(
+          primary_host=0, active_processes={0})), failures
 
 
 def _write_arrays(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
   import orbax.checkpoint as ocp
-  handler = _handler()
+  handler, failures = _handler()
+  failures.clear()
   stored = {name: array for name, array in arrays.items() if _stored(array)}
   handler.save(directory, args=ocp.args.PyTreeSave(stored))
+  if failures:
+    raise failures[0]
   handler.finalize(directory)
 
 
@@ -465,12 +488,14 @@ def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str,
 
 
 def _reason(error: BaseException) -> str:
-  """The system's words, in one line."""
+  """The system's words, in one line, also where Orbax's storage layer wraps them."""
+  text = str(error) or type(error).__name__
+  number = re.search(r"os_error_code='(\d+)'", text)
+  if number:
+    return os.strerror(int(number[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  text = str(error) or type(error).__name__
-  system = re.search(r'OS error \d+: ([^\]\[]+)', text)
-  return system[1].strip() if system else ' '.join(text.split())[:200].rstrip('.')
+  return ' '.join(text.split())[:200].rstrip('.')
 
 
 def _from_primary(value: int) -> int:
