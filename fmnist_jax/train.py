@@ -16,7 +16,7 @@ from fmnist_jax import backend, data, evaluate, models, ops, report, sharding, w
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.interrupt import Interrupt
-from fmnist_jax.session import Session
+from fmnist_jax.session import Equipment, Session
 
 
 def resolve(config: config_lib.Config, platform: str, resident: bool) -> config_lib.Config:
@@ -31,7 +31,7 @@ def resolve(config: config_lib.Config, platform: str, resident: bool) -> config_
   if config.train.operations == 'auto':
     chosen['train.operations'] = ops.default_implementation(platform)
   if config.train.precision == 'auto':
-    chosen['train.precision'] = ops.default_precision(platform, config.model)
+    chosen['train.precision'] = ops.default_precision(platform)
   if config.data.residency == 'auto':
     chosen['data.residency'] = 'resident' if resident else 'streamed'
   return config_lib.replace(config, chosen)
@@ -61,7 +61,7 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     backend.setup(deterministic=config.train.deterministic,
                   compile_cache=config.train.compile_cache)
     began = time.perf_counter()
-    config, directory, dataset = _load(config, pathlib.Path(directory))
+    config, directory, dataset = load(config, pathlib.Path(directory))
     models.check_fits(config.model, dataset.image_shape)
     mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
     config = resolve(config, sharding.platform(mesh), dataset.resident)
@@ -69,7 +69,7 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     if (held.path / 'results.json').exists():
       display.say(f'{held.path} is finished; choose another --workdir to train again.')
       return workdir.read_json(held.path / 'results.json')
-    session = Session(config, held, dataset, mesh, display, interrupt)
+    session = Session(config, held, Equipment(config, dataset, mesh), display, interrupt)
     data_seconds = time.perf_counter() - began - session.programs.compile_seconds
     _introduce(session)
     session.resume()
@@ -79,8 +79,8 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     return finish(session)
 
 
-def _load(config: config_lib.Config,
-          directory: pathlib.Path) -> tuple[config_lib.Config, pathlib.Path, data.Dataset]:
+def load(config: config_lib.Config,
+         directory: pathlib.Path) -> tuple[config_lib.Config, pathlib.Path, data.Dataset]:
   """The data set; or, where the config allows it, the synthetic one in a directory of its own."""
   try:
     return config, directory, data.load(config.data)
@@ -102,13 +102,13 @@ def _introduce(session: Session) -> None:
   """Says what is about to happen."""
   config, say = session.config, session.display.say
   programs, train = session.programs, session.dataset.train
-  say(f'{session.dataset.name}: {len(train):,} training, {session.validation.examples:,} '
+  say(f'{session.dataset.name}: {len(train):,} training, {len(session.dataset.validation):,} '
       f'validation examples, {config.data.residency}; {evaluate.device_name(session.mesh)}, '
       f'{config.train.precision}, {config.train.operations} operations')
   say(progress_lib.architecture(programs.module, programs.image_shape))
 
 
-def finish(session: Session) -> dict[str, Any]:
+def finish(session: Session, *, with_report: bool = True) -> dict[str, Any]:
   """Measures the best checkpoint and writes predictions, report and, last, results.json."""
   config, held, dataset = session.config, session.directory, session.dataset
   began, compiled = time.perf_counter(), session.programs.compile_seconds
@@ -126,20 +126,39 @@ def finish(session: Session) -> dict[str, Any]:
       described=progress['data'], split=config.evaluate.split, probabilities=probabilities,
       labels=split.labels, parameters=session.parameters, progress=progress,
       seed=config.train.seed, seconds=seconds, mesh=session.mesh)
+  write(held, config, dataset, found, probabilities, split, with_report=with_report)
+  say = session.display.say
+  if with_report:
+    say(report.classification_table(found))
+  where = f'; report: {held.path / "report" / "report.html"}' if with_report else ''
+  say(f'{config.evaluate.split} accuracy {found["accuracy"]:.2%}, loss {found["loss"]:.4f}, of '
+      f'epoch {found["best_epoch"]}{where}')
+  return found
+
+
+def write(held: workdir.Workdir, config: config_lib.Config, dataset: data.Dataset,
+          found: dict[str, Any], probabilities: np.ndarray, split: data.Split, *,
+          with_report: bool) -> None:
+  """Writes predictions, report and, last because it marks the run as finished, results.json.
+
+  Args:
+    held: the run's directory, its history complete.
+    config: of the run.
+    dataset: what it was trained on.
+    found: `evaluate.results(...)`.
+    probabilities: float32 [N, K].
+    split: what they were predicted on.
+    with_report: whether to write report/ too.
+  """
   content = io.BytesIO()
   np.savez(content, probabilities=probabilities, labels=split.labels)
   workdir.write_bytes(held.path / 'predictions.npz', content.getvalue())
-  images, _ = split.arrays()
-  shown = np.arange(min(1000, len(dataset.train)))
-  report.write(held.path, history=held.history.read(), results=found, probabilities=probabilities,
-               labels=split.labels, images=images, train_images=dataset.train.fetch(shown),
-               train_labels=dataset.train.labels, class_names=dataset.class_names,
-               config=config_lib.to_json(config),
-               validation_labels=dataset.validation.labels if len(dataset.validation) else None)
-  # Last: it marks the run as finished.
+  if with_report:
+    images, _ = split.arrays()
+    shown = np.arange(min(1000, len(dataset.train)))
+    report.write(held.path, history=held.history.read(), results=found,
+                 probabilities=probabilities, labels=split.labels, images=images,
+                 train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
+                 class_names=dataset.class_names, config=config_lib.to_json(config),
+                 validation_labels=dataset.validation.labels if len(dataset.validation) else None)
   workdir.write_json(held.path / 'results.json', found)
-  say = session.display.say
-  say(report.classification_table(found))
-  say(f'{config.evaluate.split} accuracy {found["accuracy"]:.2%}, loss {found["loss"]:.4f}, of '
-      f'epoch {found["best_epoch"]}; report: {held.path / "report" / "report.html"}')
-  return found

@@ -22,7 +22,7 @@ def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.
     config: a model section; its dropout rates may be traced arrays.
     num_classes: size of the output.
     dtype: compute precision.
-    implementation: of convolutions and pools, 'matmul' or 'native' (see `ops`).
+    implementation: of products, convolutions and pools, 'matmul' or 'native' (see `ops`).
 
   Returns:
     A module called as `module(images_BxHxWxC, train=bool)`, returning float32 logits
@@ -30,7 +30,7 @@ def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.
   """
   match config:
     case config_lib.MLP():
-      return MLP(config, num_classes, dtype)
+      return MLP(config, num_classes, dtype, implementation)
     case config_lib.CNN():
       return CNN(config, num_classes, dtype, implementation)
   raise TypeError(f'No model family for {type(config).__name__}.')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,17 +20,20 @@ class MLP(nn.Module):
     config: widths, activation and dropout.
     num_classes: size of the output.
     dtype: compute precision; parameters and logits are float32.
+    implementation: 'matmul' or 'native', how products are computed (see `ops`).
   """
   config: config_lib.MLP
   num_classes: int
   dtype: jnp.dtype
+  implementation: str
 
   @nn.compact
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Returns logits, float32 [B, num_classes]."""
+    dense = functools.partial(ops.Dense, implementation=self.implementation, dtype=self.dtype)
     x = images_BxHxWxC.reshape(images_BxHxWxC.shape[0], -1)
     for width in self.config.hidden:
-      x = ops.Dense(width, dtype=self.dtype)(x)
+      x = dense(width)(x)
       x = ACTIVATIONS[self.config.activation](x)
       x = Dropout(self.config.dropout)(x, train=train)
-    return ops.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)
+    return dense(self.num_classes)(x).astype(jnp.float32)

@@ -1,0 +1,32 @@
+"""The README's examples run as they stand."""
+
+import pathlib
+import re
+
+import pytest
+
+README = pathlib.Path(__file__).parents[1] / 'README.md'
+EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', range(len(EXAMPLES)))
+def test_an_example_runs(number, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  import jax
+  with jax.numpy_rank_promotion('allow'):  # Other people's programs may promote.
+    exec(compile(EXAMPLES[number], f'README example {number}', 'exec'), {'__name__': 'example'})
+  printed = float(capsys.readouterr().out.split()[-1])
+  # Macro F1 of a short run; mean loss of the last batch after a few epochs: it has learned.
+  assert printed > 0.4 if number == 0 else printed < 1.5
+
+
+def test_there_are_two():
+  assert len(EXAMPLES) == 2
+
+
+def test_every_config_is_listed():
+  text = README.read_text()
+  for path in README.parent.glob('configs/*.py'):
+    if path.stem != '__init__':
+      assert f'`{path.stem}`' in text
