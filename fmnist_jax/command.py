@@ -1,4 +1,4 @@
-"""What every entry point does with signals and with a user's mistakes.
+"""What every entry point does with signals, a user's mistakes and overrides of a config.
 
 This module imports neither jax nor anything that does.
 """
@@ -6,10 +6,10 @@ This module imports neither jax nor anything that does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from fmnist_jax.errors import UserError
+from fmnist_jax.errors import ConfigError, UserError
 from fmnist_jax.interrupt import Interrupt, Interrupted
 
 
@@ -29,3 +29,21 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
     print(interrupted, file=sys.stderr)
     code = interrupted.exit_code
   sys.exit(code)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Separates `--config.FIELD=VALUE` (or `--config.FIELD VALUE`) from the other arguments."""
+  rest, overrides = [], []
+  arguments = iter(argv)
+  for argument in arguments:
+    if not argument.startswith('--config.'):
+      rest.append(argument)
+      continue
+    override = argument.removeprefix('--config.')
+    if '=' not in override:
+      value = next(arguments, None)
+      if value is None or value.startswith('--'):
+        raise ConfigError(f'{argument} needs a value: {argument}=VALUE.')
+      override = f'{override}={value}'
+    overrides.append(override)
+  return rest, overrides

@@ -19,27 +19,9 @@ Trains, evaluates and explains an image classifier. The same command again goes 
 one stopped, to the same result."""
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Separates `--config.FIELD=VALUE` (or `--config.FIELD VALUE`) from the other arguments."""
-  rest, overrides = [], []
-  arguments = iter(argv)
-  for argument in arguments:
-    if not argument.startswith('--config.'):
-      rest.append(argument)
-      continue
-    override = argument.removeprefix('--config.')
-    if '=' not in override:
-      value = next(arguments, None)
-      if value is None or value.startswith('--'):
-        raise ConfigError(f'{argument} needs a value: {argument}=VALUE.')
-      override = f'{override}={value}'
-    overrides.append(override)
-  return rest, overrides
-
-
 def parse(argv: Sequence[str]) -> tuple[str, pathlib.Path, list[str]]:
   """Config file, work directory and overrides of a command line; prints help when asked to."""
-  rest, overrides = split_overrides(argv)
+  rest, overrides = command.split_overrides(argv)
   parser = argparse.ArgumentParser(
       prog='python -m fmnist_jax.main', description=_DESCRIPTION, add_help=False,
       formatter_class=argparse.RawDescriptionHelpFormatter)

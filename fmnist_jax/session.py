@@ -76,38 +76,57 @@ def describe(dataset: data.Dataset) -> dict[str, Any]:
           'train_examples': len(dataset.train)}
 
 
+class Equipment:
+  """What runs that differ in seed and continuous settings share: programs, data on the devices.
+
+  Attributes:
+    dataset: what is trained on.
+    mesh: where.
+    programs: compiled once for all of them.
+    resident: whether the training set is on the devices.
+    images: uint8 [N, H, W, C], where it is.
+    labels: int32 [N], likewise.
+    validation: to measure on.
+    clean_train: likewise.
+  """
+
+  def __init__(self, config: config_lib.Config, dataset: data.Dataset, mesh: Mesh):
+    """Args: `config` with nothing left to 'auto'."""
+    self.dataset, self.mesh = dataset, mesh
+    self.programs = Programs(config, mesh, dataset.image_shape, dataset.num_classes,
+                             len(dataset.train))
+    if not self.programs.steps_per_epoch:
+      raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
+                        f'{len(dataset.train)} training examples; use a smaller batch.')
+    self.resident = config.data.residency == 'resident'
+    self.validation, self.clean_train = (
+        evaluate.Batches(split, config.evaluate.batch_size, mesh, resident=self.resident)
+        for split in (dataset.validation, dataset.clean_train))
+    if self.resident:
+      self.images, self.labels = sharding.put(dataset.train.arrays(), sharding.replicated(mesh))
+
+
 class Session:
   """One process's work on one run: the state and what it takes to advance it."""
 
-  def __init__(self, config: config_lib.Config, directory: workdir.Workdir, dataset: data.Dataset,
-               mesh: Mesh, display: progress_lib.Display, interrupt: Interrupt):
+  def __init__(self, config: config_lib.Config, directory: workdir.Workdir, equipment: Equipment,
+               display: progress_lib.Display, interrupt: Interrupt):
     """Args: `config` with nothing left to 'auto'; the others are what it works with."""
-    self.config, self.directory, self.dataset = config, directory, dataset
-    self.mesh, self.display, self.interrupt = mesh, display, interrupt
-    described = describe(dataset)
-    self.programs = Programs(config, mesh, tuple(described['image_shape']),
-                             len(described['class_names']), described['train_examples'])
-    if not self.programs.steps_per_epoch:
-      raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
-                        f'{described["train_examples"]} training examples; use a smaller batch.')
+    self.config, self.directory, self.display = config, directory, display
+    self.equipment, self.interrupt = equipment, interrupt
+    self.dataset, self.mesh, self.programs = (
+        equipment.dataset, equipment.mesh, equipment.programs)
     self.checkpoints = Checkpoints(directory.path / 'checkpoints')
-    self.progress = Progress(data=described)
+    self.progress = Progress(data=describe(self.dataset))
     self._saved: tuple[int, ...] = ()  # The last checkpoint's step and the best it knew.
     self._ticked = time.perf_counter()
-    self._compile_ticked = 0.0
-    whole = sharding.replicated(mesh)
+    self._compile_ticked = self.programs.compile_seconds
+    whole = sharding.replicated(self.mesh)
     self.hyper = sharding.put(hyper_arrays(config), whole)
     self.zero = step.Sums.zero()
     seed = sharding.put(np.int32(config.train.seed), whole)
     self.state = self.programs.compiled(self.programs.init, seed, self.hyper)(seed, self.hyper)
     self.sums = sharding.put(self.zero, whole)
-    self.resident = config.data.residency == 'resident'
-    batch = config.evaluate.batch_size
-    self.validation, self.clean_train = (
-        evaluate.Batches(split, batch, mesh, resident=self.resident)
-        for split in (dataset.validation, dataset.clean_train))
-    if self.resident:
-      self.images, self.labels = sharding.put(dataset.train.arrays(), whole)
 
   def resume(self) -> None:
     """Goes on from the newest intact checkpoint, if there is one."""
@@ -182,11 +201,12 @@ class Session:
     """The dispatches of an epoch from step `start`: (steps done after it, what it trains on)."""
     steps, size = self.programs.steps_per_epoch, self.config.train.steps_per_dispatch
     as_scalar = lambda n: sharding.put(np.int32(n), sharding.replicated(self.mesh))
-    if self.resident:
+    if self.equipment.resident:
+      images, labels = self.equipment.images, self.equipment.labels
       while start < steps:
         # Boundaries depend on the config alone, not on where this process began.
         stop = min((start // size + 1) * size, steps)
-        yield stop, (self.images, self.labels, order, as_scalar(start), as_scalar(stop))
+        yield stop, (images, labels, order, as_scalar(start), as_scalar(stop))
         start = stop
       return
     batch_bytes = self.config.data.batch_size * math.prod(self.programs.image_shape)
@@ -261,7 +281,8 @@ class Session:
     config, programs = self.config, self.programs
     variables = self.state.variables()
     measured: dict[str, float] = {}
-    for name, batches in (('clean_train', self.clean_train), ('validation', self.validation)):
+    for name, batches in (('clean_train', self.equipment.clean_train),
+                          ('validation', self.equipment.validation)):
       if batches.examples:
         loss, accuracy = evaluate.measure(programs, variables, batches, self.interrupt.check)
         measured |= {f'{name}_loss': loss, f'{name}_accuracy': accuracy}

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fmnist_jax import main
+from fmnist_jax import command, main
 from fmnist_jax.errors import ConfigError
 
 TINY = ['--config=configs/smoke.py', '--config.data.train_examples=400',
@@ -32,12 +32,12 @@ def run(arguments, cwd, **how):
 
 
 def test_overrides_are_separated_from_options():
-  rest, overrides = main.split_overrides(
+  rest, overrides = command.split_overrides(
       ['--config=a.py', '--config.train.epochs=3', '--config.train.seed', '4', '--workdir', 'w'])
   assert rest == ['--config=a.py', '--workdir', 'w']
   assert overrides == ['train.epochs=3', 'train.seed=4']
   with pytest.raises(ConfigError, match=r'needs a value'):
-    main.split_overrides(['--config.train.seed'])
+    command.split_overrides(['--config.train.seed'])
 
 
 def test_the_default_workdir_is_named_after_the_config():
