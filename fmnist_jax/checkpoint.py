@@ -18,15 +18,13 @@ Nothing here executes what a checkpoint holds: arrays are raw numbers, the rest 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
-import hashlib
-import importlib.metadata
 import json
 import os
 import pathlib
 import re
 import shutil
-import stat
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,11 +32,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from fmnist_jax import manifest
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.workdir import fsync_directory
-
-FORMAT = 1
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 PyTree = Any
 
@@ -115,7 +111,7 @@ class Checkpoints:
                for name, array in handler.metadata(directory / 'state').tree.items()}
       _compare(directory, by_name, found)
       arrays = handler.restore(directory / 'state')
-      progress = json.loads((directory / 'progress.json').read_bytes())
+      progress = _read_progress(directory)
     except CheckpointError:
       raise
     except Exception as error:
@@ -130,7 +126,7 @@ class Checkpoints:
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
     directory, _ = self._verified(step)
-    return json.loads((directory / 'progress.json').read_bytes())
+    return _read_progress(directory)
 
   def save(self, step: int, state: PyTree, progress: Mapping[str, Any],
            keep: Collection[int] = ()) -> None:
@@ -241,8 +237,7 @@ class Checkpoints:
       raise CheckpointError(f'There is no checkpoint of step {step} in {self.directory}; those '
                             f'present: {there}.')
     try:
-      contents = _read_manifest(directory)
-      _check_files(directory, contents['files'])
+      contents = manifest.verify(directory)
     except OSError as error:
       raise CheckpointError(f'The checkpoint {directory} could not be read: {_reason(error)}.'
                             ) from error
@@ -257,7 +252,7 @@ class Checkpoints:
       try:
         self.verify(step)
         return step
-      except _NewerFormatError:
+      except manifest.NewerFormatError:
         raise
       except CheckpointError as error:
         logging.warning('%s Falling back to the checkpoint before it.', error)
@@ -289,7 +284,7 @@ class Checkpoints:
       (new / 'state').mkdir(parents=True)
       _write_arrays(new / 'state', arrays)
       (new / 'progress.json').write_bytes(progress)
-      _write_manifest(new, step)
+      manifest.write(new, step)
       if current.exists():
         current.rename(self.directory / f'.old-{step}')
       new.rename(current)
@@ -316,10 +311,6 @@ class Checkpoints:
     path.rename(trash)
     fsync_directory(self.directory)
     shutil.rmtree(trash)
-
-
-class _NewerFormatError(CheckpointError):
-  """Not damage: falling back to an older checkpoint would hide it."""
 
 
 def _named(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
@@ -382,93 +373,13 @@ def _write_arrays(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
   handler.finalize(directory)
 
 
-def _canonical(value: Any) -> bytes:
-  return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
-
-
-def _digest(contents: dict[str, Any]) -> str:
-  return hashlib.sha256(_canonical(contents)).hexdigest()
-
-
-def _files(directory: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Everything below a checkpoint that is not a directory, but for its manifest."""
-  found = {}
-  for parent, directories, names in os.walk(directory):
-    links = [name for name in directories if os.path.islink(os.path.join(parent, name))]
-    for name in names + links:
-      path = pathlib.Path(parent, name)
-      found[path.relative_to(directory).as_posix()] = path
-  found.pop('manifest.json', None)
-  return found
-
-
-def _write_manifest(directory: pathlib.Path, step: int) -> None:
-  """Forces every file to the disk, writes the manifest, and forces that and the directories."""
-  files = {}
-  for name, path in sorted(_files(directory).items()):
-    with open(path, 'rb') as file:
-      os.fsync(file.fileno())
-      files[name] = {'size': os.fstat(file.fileno()).st_size,
-                     'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
-  contents = {'format': FORMAT, 'step': step, 'files': files, 'versions': {
-      name: importlib.metadata.version(name) for name in _PACKAGES}}
-  with open(directory / 'manifest.json', 'xb') as file:
-    file.write(_canonical({'contents': contents, 'sha256': _digest(contents)}))
-    file.flush()
-    os.fsync(file.fileno())
-  for parent, _, _ in os.walk(directory, topdown=False):
-    fsync_directory(parent)
-
-
-def _read_manifest(directory: pathlib.Path) -> dict[str, Any]:
-  path = directory / 'manifest.json'
-  damaged = CheckpointError(f'The checkpoint {directory} is damaged: its manifest.json is not as '
-                            'it was written.')
-  try:
-    text = path.read_bytes()
-    manifest = json.loads(text)
-    contents = manifest['contents']
-    written_by = contents['format']
-  except FileNotFoundError:
-    raise CheckpointError(f'The checkpoint {directory} is damaged: its manifest.json is missing.'
-                          ) from None
-  except (ValueError, KeyError, TypeError, RecursionError):
-    raise damaged from None
-  if manifest.get('sha256') != _digest(contents):
-    raise damaged
-  if type(written_by) is int and written_by > FORMAT:
-    raise _NewerFormatError(f'The checkpoint {directory} was written by a newer fmnist_jax (format '
-                            f'{written_by}, this one reads {FORMAT}); upgrade fmnist_jax.')
-  if written_by != FORMAT or text != _canonical(manifest):
-    raise damaged
-  return contents
-
-
-def _check_files(directory: pathlib.Path, wanted: dict[str, dict[str, Any]]) -> None:
-  found = _files(directory)
-  for name, entry in wanted.items():
-    if name not in found:
-      problem = 'is missing'
-    else:
-      status = found[name].lstat()
-      if not stat.S_ISREG(status.st_mode):
-        problem = 'is not a regular file'
-      elif status.st_size != entry['size']:
-        problem = f'has {status.st_size} bytes instead of {entry["size"]}'
-      elif _sha256(found[name]) != entry['sha256']:
-        problem = 'has changed since it was written'
-      else:
-        continue
-    raise CheckpointError(f'The checkpoint {directory} is damaged: its file {name} {problem}.')
-  extra = sorted(found.keys() - wanted.keys())
-  if extra:
-    raise CheckpointError(f'The checkpoint {directory} is damaged: it holds {extra[0]}, which does '
-                          'not belong to it.')
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _read_progress(directory: pathlib.Path) -> dict[str, Any]:
+  """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
+  with contextlib.suppress(ValueError, RecursionError):
+    progress = json.loads((directory / 'progress.json').read_bytes())
+    if isinstance(progress, dict):
+      return progress
+  raise CheckpointError(f'The checkpoint {directory} holds no progress of a run of fmnist_jax.')
 
 
 def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmnist_jax import checkpoint as checkpoint_lib
+from fmnist_jax import manifest as manifest_lib
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError
 
@@ -250,19 +251,54 @@ def test_another_model_is_told_apart(checkpoints, change, sentence):
 
 
 def rewrite_manifest(directory, **changes):
-  manifest = json.loads((directory / 'manifest.json').read_bytes())
-  contents = manifest['contents'] | changes
-  (directory / 'manifest.json').write_bytes(checkpoint_lib._canonical(
-      {'contents': contents, 'sha256': checkpoint_lib._digest(contents)}))
+  contents = json.loads((directory / 'manifest.json').read_bytes())['contents'] | changes
+  (directory / 'manifest.json').write_bytes(manifest_lib.seal(contents))
 
 
 def test_a_newer_format_is_no_damage(checkpoints):
   for step in (1, 2):
     checkpoints.save(step, state(), {}, keep=[1])
-  rewrite_manifest(checkpoints.directory / '2', format=checkpoint_lib.FORMAT + 1)
+  rewrite_manifest(checkpoints.directory / '2', format=manifest_lib.FORMAT + 1)
   for call in (checkpoints.latest_good, lambda: checkpoints.restore(2, state())):
     with pytest.raises(CheckpointError, match=r'newer fmnist_jax.*upgrade'):
       call()
+
+
+@pytest.mark.parametrize('changes', [
+    {'format': 0}, {'format': '1'}, {'format': None}, {'step': '1'},
+    {'files': None}, {'files': ['progress.json']}, {'files': {'progress.json': 7}},
+    {'files': {'progress.json': {'size': 1}}}, {'versions': 3}])
+def test_a_sealed_manifest_of_nonsense_is_refused(checkpoints, changes):
+  checkpoints.save(1, state(), {})
+  rewrite_manifest(checkpoints.directory / '1', **changes)
+  with pytest.raises(CheckpointError, match='damaged'):
+    checkpoints.restore(1, state())
+
+
+@pytest.mark.parametrize('text', ['{"contents": {"format": NaN}, "sha256": ""}', '[' * 100_000,
+                                  '[]', '7', '{"contents": 7}'])
+def test_a_manifest_that_is_none_is_refused(checkpoints, text):
+  checkpoints.save(1, state(), {})
+  path = checkpoints.directory / '1' / 'manifest.json'
+  path.write_text(text)
+  with pytest.raises(CheckpointError, match=r'manifest\.json is not as it was written'):
+    checkpoints.verify(1)
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(CheckpointError, match=r'manifest\.json is not as it was written'):
+    checkpoints.verify(1)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '[' * 100_000])
+def test_progress_of_a_stranger_is_refused(checkpoints, text):
+  checkpoints.save(1, state(), {})
+  directory = checkpoints.directory / '1'
+  (directory / 'progress.json').write_text(text)
+  (directory / 'manifest.json').unlink()
+  manifest_lib.write(directory, 1)
+  for read in (checkpoints.progress, lambda step: checkpoints.restore(step, state())):
+    with pytest.raises(CheckpointError, match='no progress of a run'):
+      read(1)
 
 
 def test_what_orbax_cannot_read_is_one_sentence(checkpoints):
@@ -270,7 +306,7 @@ def test_what_orbax_cannot_read_is_one_sentence(checkpoints):
   directory = checkpoints.directory / '1'
   (directory / 'state' / '_METADATA').write_text('{}')
   (directory / 'manifest.json').unlink()
-  checkpoint_lib._write_manifest(directory, 1)
+  manifest_lib.write(directory, 1)
   with pytest.raises(CheckpointError, match=r'intact but cannot be read.*orbax-checkpoint') as e:
     checkpoints.restore(1, state())
   assert '\n' not in str(e.value)
@@ -299,7 +335,7 @@ class Killed(BaseException):
 
 
 STAGES = [(os, 'mkdir'), (os, 'rename'), (os, 'rmdir'), (pathlib.Path, 'write_bytes'),
-          (checkpoint_lib, '_write_arrays'), (checkpoint_lib, '_write_manifest')]
+          (checkpoint_lib, '_write_arrays'), (manifest_lib, 'write')]
 EVERYTHING = [*STAGES, (os, 'fsync'), (os, 'unlink')]
 
 
@@ -349,6 +385,8 @@ def test_killed_at_any_point_something_loads_and_nothing_piles_up(two_saved, tmp
     reader = Checkpoints(directory)
     newest = reader.latest_good()
     assert newest in {2, step}
+    for there in reader.steps():  # None half removed.
+      reader.verify(there)
     restored, progress = reader.restore(newest, {'a': np.zeros(3, int)})
     assert progress['step'] in ({30} if newest == 3 else {2} if step == 3 else {2, 30})
     np.testing.assert_array_equal(restored['a'], np.full(3, progress['step']))
