@@ -144,7 +144,7 @@ def test_nothing_switched_on_changes_nothing(images):
   assert augment.augment(KEY, images, Augment()) is images
 
 
-ALL = dict(flip=0.5, shift=2.0, rotation=10.0, zoom=0.1, erasing=0.5)
+ALL = {'flip': 0.5, 'shift': 2.0, 'rotation': 10.0, 'zoom': 0.1, 'erasing': 0.5}
 
 
 @pytest.mark.parametrize('name', [*ALL, 'all'])
@@ -160,11 +160,11 @@ def test_strengths_may_be_traced(images, name):
   # Traced zeros run the same program, and change nothing.
   nothing = run({field: jnp.float32(0) for field in fields})
   np.testing.assert_allclose(nothing, images, atol=1e-5)
-  # Members of a population differ.
-  members = jax.vmap(lambda s: augment.augment(
-      KEY, images, Augment(**{field: s * ALL[field] for field in fields})))(jnp.array([0.0, 1.0]))
-  np.testing.assert_allclose(members[0], images, atol=1e-5)
-  np.testing.assert_allclose(members[1], expected, atol=1e-5)
+  if name == 'all':  # Members of a population differ.
+    members = jax.jit(jax.vmap(lambda strength: augment.augment(
+        KEY, images, Augment(**{field: strength * ALL[field] for field in ALL}))))(jnp.arange(2.0))
+    np.testing.assert_allclose(members[0], images, atol=1e-5)
+    np.testing.assert_allclose(members[1], expected, atol=1e-5)
 
 
 def test_each_image_draws_for_itself_and_each_key_anew(images):

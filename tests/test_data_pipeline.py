@@ -1,6 +1,7 @@
 """Loading, dealing out, ordering and streaming; data of one's own."""
 
 import dataclasses
+import io
 import threading
 import zipfile
 
@@ -12,7 +13,7 @@ import pytest
 
 from fmnist_jax import data
 from fmnist_jax.config import Data
-from fmnist_jax.data import npz, pipeline, splits
+from fmnist_jax.data import npz, pipeline, prepared, splits
 from fmnist_jax.data.dataset import MemorySource, Split
 from fmnist_jax.errors import DataError
 
@@ -69,7 +70,6 @@ def test_published_data_comes_with_its_hashes(published, tmp_path):
 
 
 def test_test_data_is_read_only_when_asked_for(monkeypatch):
-  from fmnist_jax.data import prepared
   opened = []
   real = prepared.Prepared.open
   monkeypatch.setattr(prepared.Prepared, 'open', lambda self, split, in_memory: (
@@ -357,7 +357,6 @@ def test_unreadable_own_data(tmp_path):
 
 
 def test_a_header_that_lies_costs_no_memory(tmp_path):
-  import io
   header = io.BytesIO()
   np.lib.format.write_array_header_1_0(
       header, {'descr': '|u1', 'fortran_order': False, 'shape': (1 << 45,)})

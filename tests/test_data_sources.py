@@ -1,9 +1,11 @@
 """Finding, verifying and downloading the original files."""
 
 import dataclasses
+import gzip
 import http.server
 import os
 import pathlib
+import socket
 import threading
 import time
 
@@ -47,7 +49,6 @@ def test_published_names_and_hashes_are_of_the_right_form():
 @pytest.mark.parametrize('place', ['.', 'fashion-mnist', 'FashionMNIST/raw'])
 @pytest.mark.parametrize('how', ['as published', 'packed anew', 'not packed'])
 def test_a_named_folder_is_read(published, tmp_path, place, how):
-  import gzip
   pack = {'as published': data_files.packed, 'not packed': plain,
           'packed anew': lambda array: gzip.compress(plain(array), 1, mtime=3)}[how]
   arrays = published['fashion_mnist']
@@ -269,7 +270,6 @@ def test_two_downloads_at_once_take_turns(published, mirrors):
 
 
 def test_a_server_that_never_answers_is_given_up(published, monkeypatch):
-  import socket
   silent = socket.create_server(('127.0.0.1', 0))  # Connects, and says nothing.
   monkeypatch.setattr(download, 'CONNECT_SECONDS', 0.2)
   monkeypatch.setitem(sources.ORIGINALS, 'fashion_mnist', dataclasses.replace(
@@ -288,5 +288,5 @@ def test_a_name_that_is_never_looked_up_is_given_up(monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_told(published, mirrors, tmp_path):
   (tmp_path / 'tfds').write_text('a file in the way')
-  with pytest.raises(sources.DataUnavailable, match='downloading to .* failed'):
+  with pytest.raises(sources.DataUnavailable, match=r'downloading to .* failed'):
     sources.obtain('fashion_mnist')

@@ -16,14 +16,14 @@ from typing import Any
 
 from absl import logging
 
-from fmnist_jax.data import locks, sources
+from fmnist_jax.data import locks, originals
 from fmnist_jax.errors import DataError
 
 CONNECT_SECONDS = 5.0
 _PIECE = 1 << 16
 
 
-def fetch(original: sources.Original, folder: pathlib.Path) -> None:
+def fetch(original: originals.Original, folder: pathlib.Path) -> None:
   """Downloads what is missing of a set into `folder`.
 
   A file appears under its name when it is whole and its SHA-256 is right; until then it is
@@ -37,21 +37,21 @@ def fetch(original: sources.Original, folder: pathlib.Path) -> None:
     with locks.locked(folder / '.lock'):
       reasons: list[str] = []
       mirrors = list(original.mirrors)
-      for i, file in enumerate(sources.FILES):
+      for i, file in enumerate(originals.FILES):
         path = folder / f'{file}.gz'
         try:
-          sources.check(original, i, str(path))
+          originals.check(original, i, str(path))
         except DataError:  # Missing or damaged.
           _fetch_file(original, i, path, mirrors, reasons)
   except OSError as error:
-    raise sources.DataUnavailable(f'downloading to {folder} failed ({error.strerror})') from error
+    raise originals.DataUnavailable(f'downloading to {folder} failed ({error.strerror})') from error
 
 
-def _fetch_file(original: sources.Original, i: int, path: pathlib.Path, mirrors: list[str],
+def _fetch_file(original: originals.Original, i: int, path: pathlib.Path, mirrors: list[str],
                 reasons: list[str]) -> None:
   """Gets one file from the first mirror that serves it; drops those that do not from `mirrors`."""
   while mirrors:
-    url = f'{mirrors[0]}{sources.FILES[i]}.gz'
+    url = f'{mirrors[0]}{originals.FILES[i]}.gz'
     logging.info('Downloading %s.', url)
     try:
       _fetch_url(url, path, original.packed_bytes[i], original.packed_sha256[i])
@@ -60,7 +60,7 @@ def _fetch_file(original: sources.Original, i: int, path: pathlib.Path, mirrors:
       reasons.append(f'{url}: {error}')
       logging.info('%s', reasons[-1])
       mirrors.pop(0)
-  raise sources.DataUnavailable(f'no address could be downloaded from ({"; ".join(reasons)})')
+  raise originals.DataUnavailable(f'no address could be downloaded from ({"; ".join(reasons)})')
 
 
 class _MirrorError(Exception):
