@@ -1,0 +1,132 @@
+"""2-D convolution, native or as one matrix product over shifted copies of the image.
+
+The product form keeps the batch innermost, [C, H, W, N]: a row of N numbers is then contiguous
+however the image is shifted, so copies run at memory speed, elementwise work vectorises over the
+batch for any H and W, and all three products (result, both gradients) have a fast orientation. The
+interface is NHWC; the transposes on either side cost nothing where XLA chooses the layout, which it
+does for everything between the first and the last convolution of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+from typing import Union
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
+
+Padding = Union[str, Sequence[tuple[int, int]]]
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation: str,
+           strides: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1), groups: int = 1,
+           dtype=None) -> jax.Array:
+  """Cross-correlation of images with a kernel, as `jax.lax.conv_general_dilated` defines it.
+
+  Args:
+    x: [N, H, W, C] images.
+    kernel: [h, w, C / groups, O] weights; may be float32 while `dtype` is narrower.
+    padding: 'SAME', 'VALID' or ((top, bottom), (left, right)) pixels of zeros.
+    implementation: 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation, groups,
+      16 times more padding than image) is done by 'native' too.
+    strides: steps of the kernel over the image, pixels.
+    dilation: distance between the taps of the kernel, pixels.
+    groups: groups of channels that do not mix.
+    dtype: of the operands and of the result, products being summed in float32; None: what x and
+      kernel promote to.
+
+  Returns:
+    [N, H', W', O] of `dtype`.
+  """
+  dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
+  plain = strides == (1, 1) and dilation == (1, 1) and groups == 1
+  if implementation == 'native' or not plain:
+    return lax.conv_general_dilated(
+        x.astype(dtype), kernel.astype(dtype), strides, padding, rhs_dilation=dilation,
+        dimension_numbers=DIMENSIONS, feature_group_count=groups)
+  pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
+  y = _conv2d(dtype.name, pads, batch_last(x), kernel)
+  return batch_first(y).astype(dtype)
+
+
+def explicit_padding(padding: Padding, size: Sequence[int], window: Sequence[int],
+                     strides: Sequence[int] = (1, 1)) -> tuple[tuple[int, int], ...]:
+  """((top, bottom), (left, right)) pixels for a named or explicit padding."""
+  if isinstance(padding, str):
+    padding = lax.padtype_to_pads(size, window, strides, padding)
+  return tuple((int(low), int(high)) for low, high in padding)
+
+
+def batch_last(x: jax.Array) -> jax.Array:
+  """[N, H, W, C] -> [C, H, W, N]."""
+  return x.transpose(3, 1, 2, 0)
+
+
+def batch_first(x: jax.Array) -> jax.Array:
+  """[C, H, W, N] -> [N, H, W, C]."""
+  return x.transpose(3, 1, 2, 0)
+
+
+def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> jax.Array:
+  """[C, H, W, N] -> [h, w, C, H', W', N]: the image under each tap of the kernel.
+
+  Two concatenations, first along W and then along H, copy long runs; one of all h * w slices is
+  four times slower.
+  """
+  (kh, kw), (sh, sw) = window, stride
+  channels, height, width, batch = x.shape
+  out_h, out_w = (height - kh) // sh + 1, (width - kw) // sw + 1
+  bits = as_bits(x)
+  rows = jnp.concatenate([bits[:, :, j:j + sw * (out_w - 1) + 1:sw] for j in range(kw)], 0)
+  taps = jnp.concatenate([rows[:, i:i + sh * (out_h - 1) + 1:sh] for i in range(kh)], 0)
+  return from_bits(taps, x.dtype).reshape(kh, kw, channels, out_h, out_w, batch)
+
+
+def add_patches(taps: jax.Array) -> jax.Array:
+  """[h, w, C, H', W', N] -> [C, H, W, N]: the transpose of `patches` at stride 1."""
+  kh, kw = taps.shape[:2]
+  return sum(jnp.pad(taps[i, j], ((0, 0), (i, kh - 1 - i), (j, kw - 1 - j), (0, 0)))
+             for i in range(kh) for j in range(kw))
+
+
+def pad_pixels(x: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
+  """Zeros around [C, H, W, N]; negative pads crop."""
+  if pads == ((0, 0), (0, 0)):
+    return x
+  bits = as_bits(x)
+  config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+  return from_bits(lax.pad(bits, jnp.zeros((), bits.dtype), config), x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv2d(dtype, pads, x, kernel):
+  return _conv2d_forward(dtype, pads, x, kernel)[0]
+
+
+def _conv2d_forward(dtype, pads, x, kernel):
+  kh, kw, _, features = kernel.shape
+  taps = patches(pad_pixels(x.astype(dtype), pads), (kh, kw))
+  matrix = taps.reshape(-1, taps.shape[3] * taps.shape[4] * taps.shape[5])
+  y = matmul(transposed(kernel.reshape(-1, features).astype(dtype)), matrix)
+  # An empty array carries the dtype of x to the gradient.
+  return y.reshape(features, *taps.shape[3:]), (matrix, kernel, jnp.zeros((0,), x.dtype))
+
+
+def _conv2d_backward(dtype, pads, residuals, dy):
+  matrix, kernel, like = residuals
+  kh, kw, channels, features = kernel.shape
+  _, height, width, batch = dy.shape
+  dy = dy.astype(dtype).reshape(features, -1)
+  dkernel = matmul_nt(matrix, dy).reshape(kernel.shape).astype(kernel.dtype)
+  taps = matmul(kernel.reshape(-1, features).astype(dtype), dy)
+  dx = add_patches(taps.reshape(kh, kw, channels, height, width, batch))
+  crop = tuple((-low, -high) for low, high in pads)
+  return pad_pixels(dx, crop).astype(like.dtype), dkernel
+
+
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)

@@ -1,0 +1,83 @@
+"""Matrix products that XLA:CPU runs at full speed, in float32 and in bfloat16.
+
+What its compiler does with bfloat16 operands depends on how the product is written: [M, K] x [K, N]
+and [M, K] x [N, K] keep them (fast); [K, M] x [K, N] converts both to float32 first (slow). A
+transpose of a small operand is therefore made real, and hidden from the pass that would fold it
+back into the product. Copies of 16-bit floats are made as integers: for bfloat16 itself XLA:CPU
+goes through float32 and runs on one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+
+def as_bits(x: jax.Array) -> jax.Array:
+  """16-bit floats as uint16, anything else as it is."""
+  if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize == 2:
+    return lax.bitcast_convert_type(x, jnp.uint16)
+  return x
+
+
+def from_bits(bits: jax.Array, dtype) -> jax.Array:
+  """Inverse of `as_bits`."""
+  return bits if bits.dtype == dtype else lax.bitcast_convert_type(bits, dtype)
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+  """[M, K] x [K, N] -> [M, N], accumulated and returned in float32."""
+  return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def matmul_nt(a: jax.Array, b: jax.Array) -> jax.Array:
+  """[M, K] x [N, K] -> [M, N], accumulated and returned in float32."""
+  return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def transposed(x: jax.Array) -> jax.Array:
+  """[A, B] -> [B, A], as a copy that no product absorbs where that would make it slow."""
+  if x.dtype.itemsize != 2 or x.shape[0] < 2:
+    return x.T
+  bits = as_bits(x)
+  half = x.shape[0] // 2
+  return from_bits(jnp.concatenate([bits[:half].T, bits[half:].T], 1), x.dtype)
+
+
+def dense(x: jax.Array, kernel: jax.Array, *, implementation: str, dtype=None) -> jax.Array:
+  """[..., I] x [I, O] -> [..., O] with operands of `dtype`, accumulated in float32.
+
+  Args:
+    x: inputs.
+    kernel: weights; may be float32 while `dtype` is narrower.
+    implementation: 'matmul' or 'native'; see the package.
+    dtype: of the operands and of the result; None: what x and kernel promote to.
+  """
+  dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
+  if implementation == 'native':
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype),
+                      preferred_element_type=jnp.float32).astype(dtype)
+  flat = x.reshape(-1, x.shape[-1])
+  return _dense(dtype.name, flat, kernel).reshape(*x.shape[:-1], -1).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dense(dtype: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  return matmul(x.astype(dtype), kernel.astype(dtype))
+
+
+def _dense_forward(dtype, x, kernel):
+  return _dense(dtype, x, kernel), (x, kernel)
+
+
+def _dense_backward(dtype, residuals, dy):
+  x, kernel = residuals
+  dy = dy.astype(dtype)
+  dx = matmul_nt(dy, kernel.astype(dtype)).astype(x.dtype)
+  return dx, matmul(transposed(x.astype(dtype)), dy).astype(kernel.dtype)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)

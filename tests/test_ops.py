@@ -1,0 +1,238 @@
+"""Operations against jax.lax, by value and by gradient, and under the transformations in use."""
+
+import functools
+
+from flax import linen as nn
+from hypothesis import given, settings, strategies as st
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import numpy as np
+import pytest
+
+from fmnist_jax import ops
+
+BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
+SWEEP = settings(max_examples=10, deadline=None, derandomize=True)
+
+
+def draw(seed, shape, dtype=FLOAT32):
+  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def value_and_gradients(f, *args):
+  """f's value and the gradient of a weighted sum of it with respect to every argument."""
+  def scalar(*args):
+    y = f(*args)
+    return jnp.sum(y.astype(FLOAT32) * draw(99, y.shape)), y
+  gradients, y = jax.jit(jax.grad(scalar, tuple(range(len(args))), has_aux=True))(*args)
+  return y, gradients
+
+
+def assert_close(actual, expected, dtype=FLOAT32):
+  """Equal to the rounding of `dtype`, relative to the largest entry."""
+  tolerance = 3e-2 if dtype == BFLOAT16 else 2e-5
+  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    assert a.shape == e.shape and a.dtype == e.dtype
+    a, e = np.asarray(a, np.float64), np.asarray(e, np.float64)
+    assert np.max(np.abs(a - e), initial=0) <= tolerance * (1 + np.max(np.abs(e), initial=0))
+
+
+def reference_conv(x, kernel, padding, strides=(1, 1), **kwargs):
+  return jax.lax.conv_general_dilated(x, kernel, strides, padding,
+                                      dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **kwargs)
+
+
+paddings = st.one_of(st.sampled_from(['SAME', 'VALID']),
+                     st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2))
+
+
+@SWEEP
+@given(batch=st.integers(1, 5), size=st.tuples(*[st.integers(5, 9)] * 2),
+       channels=st.integers(1, 4), features=st.integers(1, 5),
+       kernel=st.tuples(*[st.integers(1, 5)] * 2), padding=paddings,
+       strides=st.sampled_from([(1, 1), (1, 1), (2, 1), (2, 2)]),
+       dtype=st.sampled_from([FLOAT32, BFLOAT16]))
+def test_convolution_agrees_with_lax(batch, size, channels, features, kernel, padding, strides,
+                                     dtype):
+  x, w = draw(0, (batch, *size, channels)), draw(1, (*kernel, channels, features))
+  got = value_and_gradients(
+      lambda x, w: ops.conv2d(x, w, padding=padding, strides=strides, dtype=dtype,
+                              implementation='matmul'), x, w)
+  assert got[0].dtype == dtype
+  expected = value_and_gradients(
+      lambda x, w: reference_conv(x, w, padding, strides).astype(dtype), x, w)
+  assert_close(got, expected, dtype)
+
+
+@pytest.mark.parametrize('options', [dict(groups=2), dict(dilation=(2, 1))])
+def test_what_products_do_not_cover_is_native(options):
+  x = draw(0, (3, 8, 8, 4))
+  w = draw(1, (3, 3, 4 // options.get('groups', 1), 6))
+  got = ops.conv2d(x, w, padding='SAME', implementation='matmul', **options)
+  assert_close(got, reference_conv(x, w, 'SAME', rhs_dilation=options.get('dilation', (1, 1)),
+                                   feature_group_count=options.get('groups', 1)))
+
+
+@SWEEP
+@given(size=st.tuples(*[st.integers(5, 9)] * 2), window=st.tuples(*[st.integers(1, 3)] * 2),
+       strides=st.one_of(st.none(), st.tuples(*[st.integers(1, 3)] * 2)),
+       padding=st.sampled_from(['SAME', 'VALID', ((1, 0), (0, 1))]),
+       kind=st.sampled_from(['max', 'average']), dtype=st.sampled_from([FLOAT32, BFLOAT16]),
+       ties=st.booleans())
+def test_pools_agree_with_native(size, window, strides, padding, kind, dtype, ties):
+  x = draw(0, (3, *size, 2), dtype)
+  if ties:  # Few distinct values: the first of equals wins in both.
+    x = jnp.round(x)
+  if padding not in ('SAME', 'VALID') and 1 in window:
+    window = (2, 2)  # A window of padding alone has no gradient to compare.
+  pool = {'max': ops.max_pool, 'average': ops.avg_pool}[kind]
+  got, expected = (value_and_gradients(
+      lambda x, i=implementation: pool(x, window, strides, padding, implementation=i), x)
+      for implementation in ('matmul', 'native'))
+  assert_close(got, expected, dtype)
+
+
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_the_first_of_equals_gets_the_gradient(implementation):
+  x = jnp.array([[1., 3., 0., 0.], [3., 3., 0., 0.]])[None, :, :, None]
+  grad = jax.grad(lambda x: ops.max_pool(x, (2, 2), implementation=implementation).sum())(x)
+  np.testing.assert_array_equal(grad[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_average_by_hand(implementation):
+  x = jnp.arange(16.).reshape(1, 4, 4, 1)
+  got = ops.avg_pool(x, (2, 2), implementation=implementation)
+  np.testing.assert_array_equal(got[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+  padded = ops.avg_pool(x, (2, 2), (2, 2), ((1, 1), (1, 1)), implementation=implementation)
+  assert padded[0, 0, 0, 0] == 0.0 and padded[0, 2, 2, 0] == 15.0 / 4
+
+
+def block_reference(x, kernel, bias, window, padding, limit, dtype):
+  y = nn.relu(reference_conv(x, kernel, padding) + bias[None, None, None]).astype(dtype)
+  y = nn.max_pool(y, window, window)
+  return y if limit is None else y[:, :limit[0], :limit[1]]
+
+
+@SWEEP
+@given(size=st.tuples(*[st.integers(7, 12)] * 2), channels=st.integers(1, 3),
+       kernel=st.tuples(*[st.integers(1, 4)] * 2), padding=paddings,
+       window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]),
+       limit=st.sampled_from([None, (1, 2), (2, 1)]),
+       implementation=st.sampled_from(['matmul', 'native']),
+       dtype=st.sampled_from([FLOAT32, BFLOAT16]))
+def test_block_agrees_with_its_parts(size, channels, kernel, padding, window, limit,
+                                     implementation, dtype):
+  # Small whole numbers are exact in bfloat16, ties included.
+  x = jnp.round(draw(0, (3, *size, channels)))
+  w = jnp.round(draw(1, (*kernel, channels, 4)))
+  bias = jnp.array([0., 1., -2., 3.])
+  got = value_and_gradients(
+      lambda *a: ops.conv_relu_max_pool(*a, window=window, padding=padding, limit=limit,
+                                        dtype=dtype, implementation=implementation), x, w, bias)
+  expected = value_and_gradients(
+      lambda *a: block_reference(*a, window, padding, limit, dtype), x, w, bias)
+  assert_close(got, expected, dtype)
+
+
+def test_useful_size_reads_no_more_than_is_needed():
+  assert ops.useful_size((5, 5), 3, (2, 2)) == (12, 12)
+  assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)
+
+
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+def test_dense_agrees_with_a_product(implementation, dtype):
+  x, w = draw(0, (2, 3, 7)), draw(1, (7, 5))
+  got = value_and_gradients(
+      lambda x, w: ops.dense(x, w, dtype=dtype, implementation=implementation), x, w)
+  expected = value_and_gradients(
+      lambda x, w: jnp.einsum('abi,io->abo', x, w, precision='highest').astype(dtype), x, w)
+  assert_close(got, expected, dtype)
+
+
+class Network(nn.Module):
+  """Every layer once."""
+  implementation: str
+  dtype: jnp.dtype = FLOAT32
+
+  @nn.compact
+  def __call__(self, x):
+    common = dict(implementation=self.implementation, dtype=self.dtype)
+    x = ops.ConvReluMaxPool(4, (3, 3), window=(2, 2), padding='VALID', **common)(x)
+    x = nn.relu(ops.Conv(6, (3, 3), padding='SAME', **common)(x))
+    x = ops.max_pool(x, (2, 2), implementation=self.implementation)
+    x = ops.avg_pool(x, (2, 2), implementation=self.implementation)
+    return ops.Dense(5, **common)(x.reshape(x.shape[0], -1))
+
+
+class FlaxNetwork(nn.Module):
+  """The same of Flax's own layers."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.max_pool(nn.relu(nn.Conv(4, (3, 3), padding='VALID', name='ConvReluMaxPool_0')(x)),
+                    (2, 2), (2, 2))
+    x = nn.relu(nn.Conv(6, (3, 3), name='Conv_0')(x))
+    x = nn.avg_pool(nn.max_pool(x, (2, 2), (2, 2)), (2, 2), (2, 2))
+    return nn.Dense(5, name='Dense_0')(x.reshape(x.shape[0], -1))
+
+
+def test_parameters_are_those_of_flax():
+  x = draw(0, (2, 14, 14, 1))
+  expected = FlaxNetwork().init(jax.random.key(3), x)
+  for implementation in ('matmul', 'native'):
+    for dtype in (FLOAT32, BFLOAT16):
+      got = Network(implementation, dtype).init(jax.random.key(3), x)
+      jax.tree.map(np.testing.assert_array_equal, got, expected)
+    assert_close(Network(implementation).apply(expected, x), FlaxNetwork().apply(expected, x))
+
+
+def loss(network, params, x):
+  return jnp.sum(network.apply(params, x).astype(FLOAT32) ** 2)
+
+
+@functools.cache
+def small_problem():
+  x = draw(0, (8, 14, 14, 1))
+  network = Network('matmul')
+  params = network.init(jax.random.key(3), x)
+  return network, params, x, jax.jit(jax.grad(functools.partial(loss, network)))(params, x)
+
+
+def test_members_of_a_population_get_their_own_gradients():
+  network, params, x, gradients = small_problem()
+  factors = jnp.array([1.0, 0.5, -2.0])
+  scaled = lambda f: jax.tree.map(lambda p: p * f, params)
+  members = jax.vmap(scaled)(factors)
+  got = jax.jit(jax.vmap(jax.grad(functools.partial(loss, network)), (0, None)))(members, x)
+  assert_close(jax.tree.map(lambda g: g[0], got), gradients)
+  alone = jax.grad(functools.partial(loss, network))(scaled(0.5), x)
+  assert_close(jax.tree.map(lambda g: g[1], got), alone)
+
+
+def test_in_a_loop_as_alone():
+  network, params, x, _ = small_problem()
+  grad = jax.grad(functools.partial(loss, network))
+  step = lambda p: jax.tree.map(lambda p, g: p - 1e-3 * g, p, grad(p, x))
+  alone = step(step(params))
+  assert_close(jax.jit(lambda p: jax.lax.scan(lambda p, _: (step(p), None), p, length=2)[0])(
+      params), alone)
+  assert_close(jax.jit(lambda p: jax.lax.fori_loop(0, 2, lambda _, p: step(p), p))(params), alone)
+
+
+def test_a_sharded_batch_gives_the_same_gradients():
+  network, params, x, gradients = small_problem()
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+  place = lambda spec: NamedSharding(mesh, spec)
+  sharded = jax.device_put(x, place(PartitionSpec('data')))
+  step = jax.jit(jax.grad(functools.partial(loss, network)), out_shardings=place(PartitionSpec()))
+  assert_close(step(jax.device_put(params, place(PartitionSpec())), sharded), gradients)
+
+
+def test_defaults():
+  assert ops.default_implementation('cpu') == 'matmul'
+  assert {ops.default_implementation(p) for p in ('gpu', 'tpu')} == {'native'}
+  assert ops.default_precision('gpu') == 'float32' and ops.default_precision('tpu') == 'bfloat16'
+  assert ops.default_precision('cpu') in ('bfloat16', 'float32')
