@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -104,6 +105,35 @@ class Equipment:
         for split in (dataset.validation, dataset.clean_train))
     if self.resident:
       self.images, self.labels = sharding.put(dataset.train.arrays(), sharding.replicated(mesh))
+
+  def with_features_of(self, config: config_lib.Config) -> Equipment:
+    """The same data with the programs of a config that has other features switched on."""
+    other = copy.copy(self)
+    other.programs = Programs(config, self.mesh, self.dataset.image_shape,
+                              self.dataset.num_classes, len(self.dataset.train))
+    return other
+
+
+def epoch_record(config: config_lib.Config, steps_per_epoch: int, taken: int, seconds: float,
+                 images_per_second: float, sums: step.Sums,
+                 measured: Mapping[str, float]) -> dict[str, Any]:
+  """A line of metrics.jsonl.
+
+  Args:
+    config: of the run.
+    steps_per_epoch: of the run.
+    taken: steps at the end of the epoch.
+    seconds: of training so far, over all starts.
+    images_per_second: of the epoch's training steps.
+    sums: of the epoch, on the host.
+    measured: clean_train_loss and what else was measured after it.
+  """
+  rate = optim.learning_rate(config.optim, steps_per_epoch, config.train.epochs)
+  return {'epoch': taken // steps_per_epoch, 'step': taken, 'seconds': round(seconds, 3),
+          'images_per_second': round(images_per_second, 1),
+          'learning_rate': float(rate(jnp.asarray(taken - 1))),
+          'train_loss': float(sums.loss) / int(sums.count),
+          'train_accuracy': int(sums.correct) / int(sums.count), **measured}
 
 
 class Session:
@@ -289,13 +319,8 @@ class Session:
     sums = jax.device_get(self.sums)
     taken = int(self.state.step)
     self._tick()
-    rate = optim.learning_rate(config.optim, programs.steps_per_epoch, config.train.epochs)
-    record = {'epoch': self.progress.epoch + 1, 'step': taken,
-              'seconds': round(self.progress.seconds['train'], 3),
-              'images_per_second': round(images_per_second, 1),
-              'learning_rate': float(rate(jnp.asarray(taken - 1))),
-              'train_loss': float(sums.loss) / int(sums.count),
-              'train_accuracy': int(sums.correct) / int(sums.count), **measured}
+    record = epoch_record(config, programs.steps_per_epoch, taken, self.progress.seconds['train'],
+                          images_per_second, sums, measured)
     best = self.progress.decide(record, config)
     self.sums = sharding.put(self.zero, sharding.replicated(self.mesh))
     # The record first: a checkpoint never knows of an epoch that the history lacks.

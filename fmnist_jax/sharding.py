@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fmnist_jax.errors import ConfigError
 
 DATA_AXIS = 'data'
+MEMBER_AXIS = 'member'
 
 
 def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
@@ -29,22 +30,43 @@ def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
   Raises:
     ConfigError: when more devices are asked for than there are.
   """
+  available = choose_devices(devices)
+  wanted = len(available)
+  count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
+  if count < wanted:
+    logging.warning('A batch of %d does not divide by %d devices: using %d.', batch_size, wanted,
+                    count)
+  if jax.process_count() > 1 and count < jax.device_count():
+    raise ConfigError(f'With several processes every device takes part, but a batch of '
+                      f'{batch_size} does not divide by {jax.device_count()} devices; choose a '
+                      f'data.batch_size that does.')
+  return jax.make_mesh((count,), (DATA_AXIS,), devices=available[:count],
+                       axis_types=(AxisType.Auto,))
+
+
+def choose_devices(devices: int = 0) -> list[jax.Device]:
+  """The first `devices` devices, or all for 0; raises ConfigError where there are not so many."""
   available = jax.devices()
   if devices > len(available):
     raise ConfigError(f'train.devices is {devices}, but jax sees {len(available)} '
                       f'{available[0].platform} device(s); ask for at most that many, or 0 for '
                       'all.')
-  wanted = devices or len(available)
-  count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
-  if count < wanted:
-    logging.warning('A batch of %d does not divide by %d devices: using %d.', batch_size, wanted,
-                    count)
-  if jax.process_count() > 1 and count < len(available):
-    raise ConfigError(f'With several processes every device takes part, but a batch of '
-                      f'{batch_size} does not divide by {len(available)} devices; choose a '
-                      f'data.batch_size that does.')
-  return jax.make_mesh((count,), (DATA_AXIS,), devices=available[:count],
-                       axis_types=(AxisType.Auto,))
+  return available[:devices or None]
+
+
+def make_member_mesh(members: int, devices: int = 0) -> Mesh:
+  """A mesh over at most `members` devices that divide the members of a population among them.
+
+  Its axes are 'member' and, of size 1, 'data': every member's batches are whole.
+  """
+  chosen = choose_devices(devices)[:members]
+  return jax.make_mesh((len(chosen), 1), (MEMBER_AXIS, DATA_AXIS), devices=chosen,
+                       axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def by_member(mesh: Mesh) -> NamedSharding:
+  """Split along the first axis, the members of a population."""
+  return NamedSharding(mesh, PartitionSpec(MEMBER_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
