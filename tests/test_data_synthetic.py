@@ -82,9 +82,9 @@ def accuracy(model, examples, epochs, rate):
 
 @pytest.mark.slow
 def test_better_models_do_better():
-  linear = accuracy(config.MLP(hidden=()), 6000, 20, 3e-3)
-  mlp = accuracy(config.MLP(hidden=(128,)), 6000, 20, 2e-3)
-  cnn = accuracy(config.CNN(channels=(16, 32), dense=(64,)), 6000, 8, 3e-3)
-  assert 0.70 < linear < mlp - 0.03
-  assert mlp < cnn - 0.03
-  assert cnn < 0.97
+  linear = accuracy(config.MLP(hidden=()), 4000, 10, 5e-3)
+  mlp = accuracy(config.MLP(hidden=(128,)), 4000, 10, 3e-3)
+  cnn = accuracy(config.CNN(channels=(8, 16), dense=(64,)), 4000, 8, 6e-3)
+  assert 0.65 < linear < mlp - 0.02
+  assert mlp < cnn - 0.04
+  assert cnn < 0.97  # 0.89 here; more examples and a larger CNN do better.

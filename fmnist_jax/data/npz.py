@@ -42,7 +42,7 @@ def read(path: str) -> Own:
     DataError: for whatever is wrong with it.
   """
   try:
-    with open(path, 'rb') as file:
+    with open(os.path.expanduser(path), 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
       file.seek(0)
       # Pickled objects could execute code.
