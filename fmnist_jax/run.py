@@ -26,7 +26,7 @@ class Run:
     image_shape: (H, W, C) that the model takes.
     state: all of it, `step.TrainState` of numpy arrays.
     variables: to evaluate with: 'params' and, with BatchNorm, 'batch_stats'.
-    progress: what the checkpoint knows of the run: epoch, best, data set.
+    progress: what the newest checkpoint knows of the run: epoch, best, data set.
     programs: the compiled functions.
   """
 
@@ -39,7 +39,8 @@ class Run:
     if latest is None:
       raise CheckpointError(f'{directory} has no checkpoint yet; train it first.')
     self.step = _choose(checkpoints, checkpoint, latest)
-    described = checkpoints.progress(self.step)['data']
+    self.progress = checkpoints.progress(latest)
+    described = self.progress['data']
     self.class_names = tuple(described['class_names'])
     self.image_shape = tuple(described['image_shape'])
     mesh = sharding.make_mesh(sharding.padded(config.evaluate.batch_size, len(jax.devices())))
@@ -47,7 +48,7 @@ class Run:
                              described['train_examples'])
     like = jax.eval_shape(self.programs.init, jax.ShapeDtypeStruct((), np.int32),
                           hyper_arrays(config))
-    restored, self.progress = checkpoints.restore(
+    restored, _ = checkpoints.restore(
         self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
     self.state = restored['state']
     self.variables = sharding.put(self.state.variables(), sharding.replicated(mesh))
