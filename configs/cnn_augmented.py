@@ -11,7 +11,7 @@ from fmnist_jax.config import CNN, AdamW, Augment, Config, Data, OneCycle, Train
 def get_config() -> Config:
   return Config(
       data=Data(augment=Augment(flip=0.5, shift=2, rotation=5, zoom=0.05)),
-      model=CNN(channels=(32, 64, 128), padding='SAME', pool=(2, 2, 2), batch_norm=True, dense=(128,),
-                dense_dropout=0.3),
+      model=CNN(channels=(32, 64, 128), padding='SAME', pool=(2, 2, 2), batch_norm=True,
+                dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
       train=Train(epochs=30, ema_decay=0.999, early_stopping_patience=10))

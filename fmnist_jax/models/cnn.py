@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ class CNN(nn.Module):
     """Returns logits, float32 [B, num_classes]."""
     config = self.config
     activation = ACTIVATIONS[config.activation]
-    how = {'implementation': self.implementation, 'dtype': self.dtype}
+    how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
     pool = {'max': ops.max_pool, 'average': ops.avg_pool}[config.pooling]
     # Rectifying and pooling in one operation does a quarter of the elementwise work.
     fuse = (config.pooling, config.activation, config.batch_norm) == ('max', 'relu', False)
@@ -40,7 +41,8 @@ class CNN(nn.Module):
     x = images_BxHxWxC
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
       # BatchNorm has a shift of its own, which makes the bias redundant.
-      conv = {'features': channels, 'kernel_size': (config.kernel,) * 2, 'padding': config.padding}
+      conv: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2,
+                              'padding': config.padding}
       for last in [False] * (config.convolutions - 1) + [True]:
         if last and window and fuse:
           x = ops.ConvReluMaxPool(**conv, **how, window=(window, window), name=next(names),
@@ -61,7 +63,7 @@ class CNN(nn.Module):
     return ops.Dense(self.num_classes, **how)(x).astype(jnp.float32)
 
 
-def _needed(config: config_lib.CNN, block: int, size: tuple[int, int]) -> tuple[int, int] | None:
+def _needed(config: config_lib.CNN, block: int, size: tuple[int, ...]) -> tuple[int, int] | None:
   """Rows and columns of a block's result that the next block reads; None: all of them.
 
   A pool leaves out the rows that do not fill a window, so the block before need not make them.
@@ -73,4 +75,5 @@ def _needed(config: config_lib.CNN, block: int, size: tuple[int, int]) -> tuple[
   kernel, window, following = config.kernel, config.pool[block], config.pool[after]
   made = [(side - kernel + 1) // window for side in size]
   pooled = [(side - kernel + 1) // following for side in made]
-  return tuple(ops.useful_size(pooled, kernel, (following, following)))
+  height, width = ops.useful_size(pooled, kernel, (following, following))
+  return height, width
