@@ -235,10 +235,12 @@ def test_streaming_places_chunks_on_the_devices():
 
 def test_leaving_early_ends_the_thread():
   order = np.asarray(data.epoch_order(0, 0, 250, 5))
-  with data.stream(split_of(250), order, 0, 1, lambda arrays: arrays) as chunks:
+  placed = []
+  with data.stream(split_of(250), order, 0, 1, lambda arrays: placed.append(1)) as chunks:
     next(chunks)
     assert threads()
   assert not threads()
+  assert len(placed) <= 5  # One used, two ready, one waiting for room, one begun: no more.
   with (pytest.raises(KeyboardInterrupt),
         data.stream(split_of(250), order, 0, 1, lambda arrays: arrays) as chunks):
     raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """Finding, verifying and downloading the original files."""
 
+import contextlib
 import dataclasses
 import gzip
 import http.server
@@ -159,6 +160,7 @@ class Server:
     self.files, self.requests = files, []
     self.cut_at = 0  # The connection breaks off after so many bytes of each answer.
     self.ranges = True
+    self.pause = 0.0  # Seconds between the single bytes of a trickle.
     owner = self
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -178,6 +180,12 @@ class Server:
         content = content[start:]
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
+        if owner.pause:
+          with contextlib.suppress(OSError):  # The other side gives up.
+            for byte in content:
+              self.wfile.write(bytes([byte]))
+              time.sleep(owner.pause)
+          return
         self.wfile.write(content[:owner.cut_at] if owner.cut_at else content)
 
       def log_message(self, *_):
@@ -246,6 +254,13 @@ def test_a_broken_download_goes_on(published, mirrors, ranges):
     assert not mirrors[1].requests
   else:
     assert mirrors[1].requests
+
+
+def test_a_trickle_is_given_up(published, mirrors, monkeypatch):
+  monkeypatch.setattr(download, '_GRACE', 0.1)
+  mirrors[0].pause = 0.005  # 200 bytes a second.
+  downloaded(published)
+  assert len(mirrors[0].requests) == 1 and len(mirrors[1].requests) == 4
 
 
 def test_what_an_earlier_process_left_is_continued_or_dropped(published, mirrors):

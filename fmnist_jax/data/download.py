@@ -9,6 +9,7 @@ import os
 import pathlib
 import queue
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from fmnist_jax.errors import DataError
 
 CONNECT_SECONDS = 5.0
 _PIECE = 1 << 16
+# What a connection must bring before it breaks for the rest to be asked for again, in bytes; and
+# the slowest that is still waited for, in bytes a second, after a grace period in seconds.
+_PROGRESS = 1 << 14
+_SLOWEST, _GRACE = 1 << 12, 20.0
 
 
 def fetch(original: originals.Original, folder: pathlib.Path) -> None:
@@ -74,9 +79,9 @@ def _fetch_url(url: str, path: pathlib.Path, size: int, sha256: str) -> None:
     if start < size:
       reached = _append(url, part, start, size)
       if reached < size:
-        if reached <= start:
+        if reached - start < _PROGRESS:
           raise _MirrorError('the connection breaks off')
-        continue  # It went on a little: worth another request.
+        continue
     with open(part, 'rb') as file:
       found = hashlib.file_digest(file, 'sha256').hexdigest()
     if found == sha256 and part.stat().st_size == size:
@@ -106,18 +111,21 @@ def _append(url: str, part: pathlib.Path, start: int, size: int) -> int:
   with response:
     continues = response.status == 206 and (
         response.headers.get('Content-Range', '').startswith(f'bytes {start}-'))
-    reached = start if continues else 0
+    reached = began_at = start if continues else 0
+    began = time.monotonic()
     with open(part, 'r+b' if continues else 'wb') as file:
       file.seek(reached)
       while reached < size:
         try:
-          piece = response.read(min(_PIECE, size - reached))
+          piece = response.read1(min(_PIECE, size - reached))
         except (TimeoutError, ConnectionError, http.client.HTTPException):
           break
         if not piece:
           break
         file.write(piece)
         reached += len(piece)
+        if reached - began_at < (time.monotonic() - began - _GRACE) * _SLOWEST:
+          break
       file.truncate()
   return reached
 
