@@ -15,6 +15,7 @@ from absl import logging
 from fmnist_jax import backend, data, evaluate, models, ops, report, sharding, workdir
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
+from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.interrupt import Interrupt
 from fmnist_jax.session import Equipment, Session
 
@@ -66,6 +67,7 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
     config = resolve(config, sharding.platform(mesh), dataset.resident)
     held = stack.enter_context(workdir.Workdir(directory, config))
+    Checkpoints(held.path / 'checkpoints').clean()
     if (held.path / 'results.json').exists():
       display.say(f'{held.path} is finished; choose another --workdir to train again.')
       return workdir.read_json(held.path / 'results.json')
