@@ -134,19 +134,20 @@ def test_arithmetic_of_a_step(experiment):
 
 
 def test_later_rounds_measure_contenders_only(experiment):
-  size = experiment.plan.Size(settings=(('mlp', 128), ('cnn', 128)), rounds=2)
+  size = experiment.plan.Size(settings=(('mlp', 128), ('cnn', 128), ('cnn', 32)), rounds=2)
   medians = {'mlp': {'ours': 0.1, 'flax': 0.3, 'keras': 1.0, 'keras_jit': 1.4, 'torch': 0.4,
                      'torch_compile': 0.7},
              'cnn': {'ours': 4.0, 'flax': 40.0, 'keras': 8.0, 'keras_jit': 20.0, 'torch': 9.0,
                      'torch_bf16': 6.1}}
   specs = list(experiment.plan.speed(size, lambda model, batch: medians[model]))
-  modes = lambda number, model: {s['mode'] for s in specs
-                                 if (s['round'], s['model']) == (number, model)}
+  modes = lambda number, model, batch=128: {
+      s['mode'] for s in specs if (s['round'], s['model'], s['batch']) == (number, model, batch)}
   assert modes(0, 'cnn') == set(experiment.plan.MODES) - {'torch_mlp_bf16'}
-  assert modes(1, 'mlp') == {'ours', 'keras', 'keras_jit', 'torch'}
-  assert modes(1, 'cnn') == {'ours', 'flax', 'keras', 'torch', 'torch_bf16'}
+  assert modes(1, 'mlp') == {'ours', 'keras', 'torch'}
+  assert modes(1, 'cnn') == {'ours', 'flax', 'keras', 'torch_bf16'}
+  assert modes(0, 'cnn', 32) == {'ours', 'keras', 'torch', 'torch_bf16'}
   assert len({experiment.plan.key(s) for s in specs}) == len(specs)
-  assert all(s['examples'] == 54_912 for s in specs)
+  assert all(s['examples'] == 54_912 for s in specs if s['batch'] == 128)
 
 
 def test_log_continues_and_retries(experiment, tmp_path):

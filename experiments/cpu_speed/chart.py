@@ -30,12 +30,13 @@ def _bars(axes: plt.Axes, setting: str, modes: Mapping[str, Any]) -> None:
                    color=[COLORS[plan.MODES[m].library] for m in order],
                    error_kw={'lw': 1, 'ecolor': '#444444'})
   for bar, s in zip(bars, seconds):
-    cut = s['median'] > limit
+    inside = s['max'] > 0.85 * limit
     middle = bar.get_y() + bar.get_height() / 2
-    axes.annotate(f'{s["median"]:.3g}' + (' →' if cut else ''),
-                  (limit if cut else s['max'], middle), xytext=(-4 if cut else 4, 0),
-                  textcoords='offset points', va='center', ha='right' if cut else 'left',
-                  fontsize=8, color='white' if cut else 'black')
+    axes.annotate(f'{s["median"]:.3g}' + (' →' if s['median'] > limit else ''),
+                  (min(s['min'], limit) if inside else s['max'], middle),
+                  xytext=(-4 if inside else 4, 0), textcoords='offset points', va='center',
+                  ha='right' if inside else 'left', fontsize=8,
+                  color='white' if inside else 'black')
   axes.set_xlim(0, limit)
   axes.set_title(f'{model}, batch {batch}', fontsize=10, loc='left', fontweight='bold')
   axes.set_xlabel('seconds an epoch (bar: median, line: range)', fontsize=8)
@@ -60,6 +61,8 @@ def _curves(axes: plt.Axes, records: Sequence[Mapping[str, Any]]) -> None:
   axes.set_xlabel('seconds since process start', fontsize=8)
   axes.set_ylabel('validation accuracy, %', fontsize=8)
   axes.set_xlim(left=0)
+  if axes.get_ylim()[1] > 100 * min(plan.TARGET_ACCURACIES):
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 80))
   axes.tick_params(labelsize=8)
   if shown:
     axes.legend(fontsize=8, loc='lower right', frameon=False)

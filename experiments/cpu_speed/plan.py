@@ -10,8 +10,9 @@ from typing import Any
 WORKERS = {'ours': 'ours.py', 'flax': 'flax_plain.py', 'keras': 'keras_peer.py',
            'torch': 'torch_peer.py'}
 PEERS = ('keras', 'torch')
-# One of a library's slow modes is measured once: it cannot be the library's best.
-CONTENDER = 1.5
+# A mode this many times slower than its library's best is measured once, and not at all at other
+# batch sizes when it is so much slower at 128.
+CONTENDER, OTHER_BATCHES = 1.3, 1.5
 TARGET_ACCURACIES = (0.90, 0.915)
 
 
@@ -62,7 +63,7 @@ MODES = {mode.name: mode for mode in (
          _torch(channels_last=True, compile=True, bf16=True)),
 )}
 
-SETTINGS = (('mlp', 128), ('cnn', 32), ('cnn', 128), ('cnn', 512), ('cnn_blocks', 128))
+SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn', 32), ('cnn', 512), ('cnn_blocks', 128))
 QUICK_SETTINGS = (('mlp', 128), ('cnn', 128))
 
 
@@ -107,14 +108,14 @@ def _spec(task: str, mode: Mode, model: str, batch: int, size: Size, **more: Any
           'examples': size.train_examples // batch * batch, 'round': 0, 'seed': 0, **more}
 
 
-def contenders(medians: Mapping[str, float]) -> set[str]:
-  """The modes whose seconds an epoch are within `CONTENDER` of their library's best."""
+def contenders(medians: Mapping[str, float], factor: float) -> set[str]:
+  """The modes whose seconds an epoch are within `factor` of their library's best; not Flax."""
   best: dict[str, float] = {}
   for name, seconds in medians.items():
     library = MODES[name].library
     best[library] = min(seconds, best.get(library, seconds))
   return {name for name, seconds in medians.items()
-          if seconds <= CONTENDER * best[MODES[name].library]}
+          if seconds <= factor * best[MODES[name].library] and name != 'flax'}
 
 
 def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Iterator[dict]:
@@ -122,15 +123,19 @@ def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Ite
 
   Args:
     size: how much.
-    medians: (model, batch) -> mode -> seconds an epoch measured so far; asked after round 0.
+    medians: (model, batch) -> mode -> seconds an epoch measured so far; asked when its turn comes.
   """
   for number in range(size.rounds):
     for model, batch in size.settings:
       modes = [mode for mode in MODES.values() if model in mode.models]
+      chosen = set()
       if number:
-        chosen = contenders(medians(model, batch)) - {'flax'}
+        chosen = contenders(medians(model, batch), CONTENDER)
         if (model, batch) == ('cnn', 128):  # What plain Flax is compared on.
           chosen.add('flax')
+      elif batch != 128:
+        chosen = contenders(medians(model, 128), OTHER_BATCHES)
+      if chosen:
         modes = [mode for mode in modes if mode.name in chosen]
       random.Random(f'{number} {model} {batch}').shuffle(modes)
       for mode in modes:
@@ -143,7 +148,7 @@ def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Ite
 def time_to(size: Size, best: Callable[[str], str]) -> Iterator[dict]:
   """Measurements from process start to an accuracy; `best` names a library's fastest mode."""
   for number in range(size.rounds):
-    for start in ('cold', 'warm'):
+    for start in ('warm',) if number else ('cold', 'warm'):
       yield {'task': 'time_to', 'mode': 'ours', 'library': 'ours', 'model': 'cnn', 'batch': 128,
              'train_examples': size.train_examples, 'round': number, 'seed': number,
              'start': start}

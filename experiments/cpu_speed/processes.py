@@ -91,9 +91,9 @@ def command_line(spec: dict[str, Any], name: str, data_dir: str,
   """The record of a whole run of the real command line: when each epoch's record was written.
 
   A cold start has no compiled programs and no prepared data set; a warm one finds those of the cold
-  start of its round.
+  start before.
   """
-  home = work / f'home-{spec["round"]}'
+  home = work / 'home'
   workdir = home / f'{spec["start"]}-{time.time_ns()}'
   home.mkdir(parents=True, exist_ok=True)
   if spec['start'] == 'cold':

@@ -1,6 +1,6 @@
 """Measures this library, plain Flax, Keras and PyTorch on one CPU, in turn.
 
-  python experiments/cpu_speed/run.py --data_dir=DIR            # about 45 minutes on two cores
+  python experiments/cpu_speed/run.py --data_dir=DIR            # about 50 minutes on two cores
   python experiments/cpu_speed/run.py parity --data_dir=DIR     # accuracy over 8 seeds, as long
   python experiments/cpu_speed/run.py --quick --data_dir=DIR    # a few minutes, to try it
 
@@ -65,13 +65,9 @@ def arguments() -> argparse.Namespace:
 def sized(args: argparse.Namespace) -> plan.Size:
   """How much the command line asks for."""
   size = plan.QUICK if args.quick else plan.Size()
-  changes: dict[str, Any] = {name: getattr(args, name) for name in ('rounds', 'train_examples')
-                             if getattr(args, name)}
-  if args.models:
-    wanted = args.models.split(',')
-    changes['settings'] = tuple(s for s in size.settings if s[0] in wanted)
-    changes['epochs'] = {m: n for m, n in size.epochs.items() if m in wanted}
-  return dataclasses.replace(size, **changes)
+  return dataclasses.replace(size, **{name: getattr(args, name)
+                                      for name in ('rounds', 'train_examples')
+                                      if getattr(args, name)})
 
 
 def prepare(args: argparse.Namespace, work: pathlib.Path) -> tuple[pathlib.Path, str]:
@@ -138,6 +134,8 @@ def write(size: plan.Size, log: processes.Log, synthetic: bool, quick: bool,
   versions: dict[str, str] = {}
   for record in records:
     versions |= record.get('found', {}).get('versions', {})
+  for chosen in ('precision', 'operations'):  # Of one mode, whose summary has them.
+    versions.pop(chosen, None)
   products = next((r['found']['gflops'] for r in records
                    if r['task'] == 'products' and 'found' in r), None)
   medians = {setting: summary.medians(records, setting) for setting in found['speed']}
@@ -182,12 +180,13 @@ def main() -> None:
   log = processes.Log(file)
   data, name = prepare(args, work)
   wanted = set(args.modes.split(',')) if args.modes else set(plan.MODES)
+  models = set(args.models.split(',')) if args.models else {m for m, _ in plan.SETTINGS}
   if args.what != 'report':
     for library in plan.PEERS:
       if any(plan.MODES[mode].library == library for mode in wanted):
         environments.make(library, envs, shlex.split(args.torch_pip) if library == 'torch' else [])
     for spec in measurements(args, size, log):
-      if spec['mode'] not in wanted or log.done(spec):
+      if spec['mode'] not in wanted or spec.get('model', 'cnn') not in models or log.done(spec):
         continue
       began = time.perf_counter()
       if spec['task'] == 'products':

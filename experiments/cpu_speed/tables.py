@@ -56,6 +56,8 @@ def speed(summary: Mapping[str, Any]) -> list[str]:
     for mode in sorted(modes, key=lambda m: modes[m]['epoch_seconds']['median']):
       numbers = modes[mode]
       label = plan.MODES[mode].label
+      if mode == 'ours':
+        label += f' (auto: {numbers["versions"].get("precision")})'
       if mode == entry.get('best_peer_epoch'):
         label = f'**{label}**'
       rates = {k: v / 1000 if k in ('median', 'min', 'max') else v
