@@ -55,14 +55,14 @@ def _curves(axes: plt.Axes, records: Sequence[Mapping[str, Any]]) -> None:
     axes.plot(seconds, [100 * a for a in accuracies], color=COLORS[library], marker='o', ms=3,
               lw=1.3, ls=':' if cold else '-', alpha=0.8, label=None if label in shown else label)
     shown.add(label)
+  if axes.get_ylim()[1] > 100 * min(plan.TARGET_ACCURACIES):  # What matters is near the top.
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], 80))
   for target in plan.TARGET_ACCURACIES:
     axes.axhline(100 * target, color='#bbbbbb', lw=0.8, zorder=0)
   axes.set_title('cnn: from process start', fontsize=10, loc='left', fontweight='bold')
   axes.set_xlabel('seconds since process start', fontsize=8)
   axes.set_ylabel('validation accuracy, %', fontsize=8)
   axes.set_xlim(left=0)
-  if axes.get_ylim()[1] > 100 * min(plan.TARGET_ACCURACIES):
-    axes.set_ylim(bottom=max(axes.get_ylim()[0], 80))
   axes.tick_params(labelsize=8)
   if shown:
     axes.legend(fontsize=8, loc='lower right', frameon=False)
