@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+import runs
 
 from fmnist_jax import command, main
 from fmnist_jax.errors import ConfigError
@@ -114,3 +116,25 @@ def test_a_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, number, 
   process.kill()
   process.communicate()
   assert first.split()[1] == f'{epochs + 1}/400'
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_a_run_ends_with_the_same_bits(tmp_path):
+  arguments = [*TINY, '--config.train.epochs=6', '--config.train.early_stopping_patience=3']
+  code, _, err = run([*arguments, '--workdir=whole'], tmp_path)
+  assert code == 0, err
+  kills = 0
+  # From outside and at any time: while it imports, compiles, trains, saves, evaluates or draws.
+  for delay in itertools.chain([0.5, 1.5], itertools.count(2.5, 0.4)):
+    process = start([*arguments, '--workdir=killed'], tmp_path)
+    try:
+      process.communicate(timeout=delay)
+      break
+    except subprocess.TimeoutExpired:
+      process.kill()
+      process.communicate()
+      kills += 1
+  assert process.returncode == 0 and kills >= 4
+  runs.assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
+  assert not list((tmp_path / 'killed').rglob('.*partial*'))
+  assert not list((tmp_path / 'killed').glob('checkpoints/.*'))
