@@ -16,9 +16,9 @@ LAYERS = (
     ('run', 'report'),
     ('evaluate',),
     ('session',),
-    ('train',),
-    ('population',),
-    ('compare', 'main'),
+    ('train', 'summary'),
+    ('lockstep', 'compare'),
+    ('population', 'main'),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOT = pathlib.Path(fmnist_jax.__file__).parent

@@ -1,0 +1,254 @@
+"""What the members of a population say together: population.json, a table, a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fmnist_jax import metrics, workdir
+from fmnist_jax.errors import DivergenceError, WorkdirError
+
+SCORES = ('accuracy', 'loss', 'macro_f1', 'train_validation_gap')
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+  """A finished run, as its directory tells it.
+
+  Attributes:
+    path: the directory.
+    results: the object of results.json.
+    history: the records of metrics.jsonl.
+    probabilities: float32 [N, K], of the evaluated split.
+    labels: int32 [N].
+  """
+  path: pathlib.Path
+  results: Mapping[str, Any]
+  history: Sequence[Mapping[str, Any]]
+  probabilities: np.ndarray
+  labels: np.ndarray
+
+  def score(self, name: str) -> float | None:
+    """One of `SCORES`; None where there is no validation data.
+
+    The gap is accuracy on training images, without dropout and augmentation, less accuracy on
+    validation images, after the best epoch.
+    """
+    if name != 'train_validation_gap':
+      return self.results[name]
+    best = self.history[self.results['best_epoch'] - 1]
+    if 'validation_accuracy' not in best:
+      return None
+    return best['clean_train_accuracy'] - best['validation_accuracy']
+
+
+def read(path: pathlib.Path) -> Finished:
+  """Reads a finished run; raises WorkdirError when it is none."""
+  if not (path / 'results.json').exists():
+    raise WorkdirError(f'{path} is not a finished run: it has no results.json; train it to its '
+                       'end first.')
+  try:
+    with np.load(path / 'predictions.npz') as file:
+      probabilities, labels = file['probabilities'], file['labels']
+  except (OSError, ValueError, KeyError) as error:
+    raise WorkdirError(f'{path / "predictions.npz"} could not be read ({error}); delete the '
+                       'results.json beside it and run the same command again.') from error
+  return Finished(path, workdir.read_json(path / 'results.json'),
+                  workdir.History(path / 'metrics.jsonl').read(), probabilities, labels)
+
+
+def statistics(values: Sequence[float]) -> dict[str, Any]:
+  """Mean, standard deviation, 95 % t-interval, extremes of [N] values; None where N is 1."""
+  found = metrics.mean_interval(values)
+  low, high = ((None, None) if found.half_width is None else
+               (found.mean - found.half_width, found.mean + found.half_width))
+  return {'mean': found.mean, 'std': found.std, 'half_width': found.half_width, 'low': low,
+          'high': high, 'min': min(values), 'max': max(values), 'values': list(values)}
+
+
+def summarize(members: Sequence[Finished], class_names: Sequence[str]) -> dict[str, Any]:
+  """Statistics of every score over members that differ in their seed alone, and their ensemble.
+
+  The ensemble's probabilities are the mean of its members'.
+  """
+  found: dict[str, Any] = {'members': [member.path.name for member in members],
+                           'seeds': [member.results['seed'] for member in members]}
+  for name in SCORES:
+    values = [member.score(name) for member in members]
+    found[name] = None if None in values else statistics(values)  # type: ignore[arg-type]
+  found['f1_of_class'] = {
+      name: statistics([member.results['per_class'][k]['f1'] for member in members])
+      for k, name in enumerate(class_names)}
+  mean = np.mean([member.probabilities.astype(np.float64) for member in members], axis=0)
+  together = metrics.summarize(mean, members[0].labels, class_names)
+  found['ensemble'] = {name: together[name] for name in ('accuracy', 'loss', 'macro_f1',
+                                                         'expected_calibration_error')}
+  found['epochs'] = [member.results['epochs'] for member in members]
+  found['best_epochs'] = [member.results['best_epoch'] for member in members]
+  found['seconds'] = {phase: sum(member.results['seconds'][phase] for member in members)
+                      for phase in members[0].results['seconds']}
+  return found
+
+
+def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float]]], mode: str,
+          say: Callable[[str], None]) -> dict[str, Any]:
+  """Writes population.json and curves.png, and says what is in them.
+
+  Args:
+    directory: of the population.
+    names: directory name and varied settings of every member.
+    mode: how they were trained.
+    say: prints.
+
+  Returns:
+    The contents of population.json.
+
+  Raises:
+    DivergenceError: when no member came to its end.
+  """
+  lots: dict[str, list[str]] = {}
+  settings_of: dict[str, dict[str, float]] = {}
+  for name, settings in names:
+    key = ' '.join(f'{field}={value:g}' for field, value in settings.items())
+    lots.setdefault(key, []).append(name)
+    settings_of[key] = dict(settings)
+  groups, curves, diverged = [], {}, []
+  one: Finished | None = None
+  for key, lot in lots.items():
+    paths = [directory / 'members' / name for name in lot]
+    lost = [path.name for path in paths if (path / 'diverged.json').exists()]
+    diverged += lost
+    members = [read(path) for path in paths if path.name not in lost]
+    if not members:
+      continue
+    one = members[0]
+    class_names = [entry['name'] for entry in one.results['per_class']]
+    groups.append({'settings': settings_of[key], **summarize(members, class_names)})
+    curves[key] = [member.history for member in members]
+  if one is None:
+    message = workdir.read_json(directory / 'members' / diverged[0] / 'diverged.json')['message']
+    raise DivergenceError(f'Not one of {len(diverged)} members came to its end: {message}')
+  found = {
+      **{name: one.results[name] for name in ('dataset', 'synthetic', 'split', 'examples',
+                                              'parameters')},
+      'mode': mode, 'groups': groups, 'diverged': diverged,
+      'seconds': {phase: sum(group['seconds'][phase] for group in groups)
+                  for phase in groups[0]['seconds']},
+      **{name: one.results[name] for name in ('data_sha256', 'versions', 'device')}}
+  workdir.write_bytes(directory / 'curves.png', _picture(curves))
+  workdir.write_json(directory / 'population.json', found)
+  say(table(found))
+  if diverged:
+    say(f'{len(diverged)} diverged and count for nothing: {", ".join(diverged)}')
+  say(f'wrote {directory / "population.json"} and {directory / "curves.png"}')
+  return found
+
+
+def plus_minus(found: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+  """'91.23 +- 0.12': a mean and the half-width of its interval, times `scale`."""
+  if found is None:
+    return '-'
+  text = f'{scale * found["mean"]:.{digits}f}'
+  if found['half_width'] is None:
+    return text
+  return f'{text} +- {scale * found["half_width"]:.{digits}f}'
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells as text, the first column left, the others right."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return '\n'.join('  '.join(f'{cell:<{width}}' if i == 0 else f'{cell:>{width}}'
+                             for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
+                   for row in rows)
+
+
+def table(found: Mapping[str, Any]) -> str:
+  """population.json as a person reads it: means with the half-width of their 95 % intervals."""
+  rows = [['', 'seeds', f'{found["split"]} accuracy %', 'std', 'loss', 'macro F1 %', 'gap %',
+           'ensemble %']]
+  for group in found['groups']:
+    std = group['accuracy']['std']
+    rows.append([
+        ' '.join(f'{name}={value:g}' for name, value in group['settings'].items()) or 'all',
+        str(len(group['members'])), plus_minus(group['accuracy'], 100, 2),
+        '-' if std is None else f'{100 * std:.2f}', plus_minus(group['loss'], 1, 4),
+        plus_minus(group['macro_f1'], 100, 2), plus_minus(group['train_validation_gap'], 100, 2),
+        f'{100 * group["ensemble"]["accuracy"]:.2f}'])
+  text = columns(rows)
+  if len(found['groups']) == 1:
+    classes = [['class', 'F1 %', 'min', 'max']] + [
+        [name, plus_minus(scores, 100, 2), f'{100 * scores["min"]:.2f}',
+         f'{100 * scores["max"]:.2f}']
+        for name, scores in found['groups'][0]['f1_of_class'].items()]
+    text += '\n\n' + columns(classes)
+  return text
+
+
+def spread(histories: Sequence[Sequence[Mapping[str, Any]]], name: str) -> tuple[
+    np.ndarray, np.ndarray]:
+  """Mean and standard deviation of a curve at each epoch, over the members still training."""
+  longest = max(map(len, histories))
+  at = [[history[epoch][name] for history in histories if epoch < len(history)]
+        for epoch in range(longest)]
+  return (np.array([np.mean(values) for values in at]),
+          np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in at]))
+
+
+def _picture(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> bytes:
+  """Every member's curves, their mean and a band of one standard deviation about it, as a PNG.
+
+  Args:
+    curves: the histories of the members, by setting.
+  """
+  from matplotlib import colormaps
+  from matplotlib.ticker import MaxNLocator
+
+  from fmnist_jax.report import canvas
+  theme = canvas.LIGHT
+  validated = all('validation_loss' in history[0] for lot in curves.values() for history in lot)
+  measured = 'validation' if validated else 'clean_train'
+  if len(curves) == 1:
+    key, = curves
+    series = [(key, 'clean_train', 'training, clean', theme.first)]
+    series += [(key, 'validation', 'validation', theme.second)] if validated else []
+  else:
+    shades = colormaps['viridis'](np.linspace(0, 0.85, len(curves)))
+    series = [(key, measured, key, shade) for key, shade in zip(curves, shades)]
+  lines = -(-len(series) // (2 if len(curves) == 1 else 1))
+  room = 0.25 + 0.2 * lines
+  height = 5.7 + room
+  with canvas.drawing():
+    figure = canvas.new_figure(height, theme)
+    for row, (quantity, label, scale) in enumerate((('loss', 'loss (nats)', 1),
+                                                    ('accuracy', 'accuracy (%)', 100))):
+      axes = canvas.new_axes(figure, theme, left=0.6, right=0.2, top=0.4 + room + 2.8 * row,
+                             bottom=0.5 + 2.8 * (1 - row))
+      for key, kind, text, color in series:
+        name = f'{kind}_{quantity}'
+        for history in curves[key]:
+          axes.plot([record['epoch'] for record in history],
+                    [scale * record[name] for record in history], color=color, linewidth=0.5,
+                    alpha=0.35)
+        mean, std = (scale * values for values in spread(curves[key], name))
+        epochs = np.arange(1, len(mean) + 1)
+        axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        axes.plot(epochs, mean, color=color, linewidth=1.8, label=text,
+                  marker='o' if len(mean) == 1 else '', markersize=3.2)
+      axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+      axes.margins(y=0.08)
+      axes.grid(color=theme.grid, linewidth=0.8)
+      axes.set_ylabel(label, color=theme.ink)
+      axes.set_xlabel('epoch', color=theme.ink)
+      title = quantity.capitalize() if len(curves) == 1 else (
+          f'{"Validation" if validated else "Training"} {quantity}')
+      canvas.put_title(figure, title, theme, below=room + 2.8 * row)
+    canvas.put_legend(figure, theme, handles=axes.get_legend_handles_labels()[0],
+                      loc='upper left', ncols=2 if len(curves) == 1 else 1,
+                      bbox_to_anchor=(0.05 / canvas.WIDTH, 1 - 0.05 / height), borderaxespad=0,
+                      title='mean of the members, and one standard deviation about it',
+                      title_fontsize=8, alignment='left')
+    return canvas.png(figure)
