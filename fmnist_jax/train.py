@@ -16,6 +16,7 @@ from fmnist_jax import backend, data, evaluate, models, ops, report, sharding, w
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.checkpoint import Checkpoints
+from fmnist_jax.errors import WorkdirError
 from fmnist_jax.interrupt import Interrupt
 from fmnist_jax.session import Equipment, Session
 
@@ -67,6 +68,9 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
     config = resolve(config, sharding.platform(mesh), dataset.resident)
     held = stack.enter_context(workdir.Workdir(directory, config))
+    if (held.path / 'plan.json').exists():
+      raise WorkdirError(f'{held.path} holds a population, not a single run; choose another '
+                         '--workdir.')
     Checkpoints(held.path / 'checkpoints').clean()
     if (held.path / 'results.json').exists():
       display.say(f'{held.path} is finished; choose another --workdir to train again.')
