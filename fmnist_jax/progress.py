@@ -23,7 +23,8 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
   def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     output = call(*args, **kwargs)
-    if context.method_name == '__call__' and context.module.path:
+    # What returns its input as it is, such as dropout at rate 0, is not there.
+    if context.method_name == '__call__' and context.module.path and output is not args[0]:
       own = context.module.variables.get('params', {})
       rows.append(('/'.join(context.module.path), output.shape[1:],
                    sum(leaf.size for leaf in jax.tree.leaves(own))))
