@@ -2,31 +2,37 @@
 
 import functools
 
-from flax import linen as nn
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
+from flax import linen as nn
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmnist_jax import ops
 
 BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
-SWEEP = settings(max_examples=10, deadline=None, derandomize=True)
+SWEEP = settings(max_examples=8, deadline=None, derandomize=True,
+                 phases=[Phase.explicit, Phase.generate])
 
 
 def draw(seed, shape, dtype=FLOAT32):
-  return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+  return np.random.default_rng(seed).standard_normal(shape, np.float32).astype(dtype)
 
 
-def value_and_gradients(f, *args):
-  """f's value and the gradient of a weighted sum of it with respect to every argument."""
-  def scalar(*args):
-    y = f(*args)
-    return jnp.sum(y.astype(FLOAT32) * draw(99, y.shape)), y
-  gradients, y = jax.jit(jax.grad(scalar, tuple(range(len(args))), has_aux=True))(*args)
-  return y, gradients
+def compare(f, reference, *args, dtype=FLOAT32):
+  """Asserts that f agrees with the reference in value and in the gradient of a weighted sum."""
+  def both(weights, *args):
+    def value_and_gradients(f):
+      scalar = lambda *a: (lambda y: (jnp.sum(y.astype(FLOAT32) * weights), y))(f(*a))
+      return jax.grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
+    return value_and_gradients(f), value_and_gradients(reference)
+  weights = draw(99, jax.eval_shape(reference, *args).shape)
+  got, expected = jax.jit(both)(weights, *args)
+  assert got[1].dtype == dtype
+  assert_close(got, expected, dtype)
 
 
 def assert_close(actual, expected, dtype=FLOAT32):
@@ -56,16 +62,12 @@ paddings = st.one_of(st.sampled_from(['SAME', 'VALID']),
 def test_convolution_agrees_with_lax(batch, size, channels, features, kernel, padding, strides,
                                      dtype):
   x, w = draw(0, (batch, *size, channels)), draw(1, (*kernel, channels, features))
-  got = value_and_gradients(
-      lambda x, w: ops.conv2d(x, w, padding=padding, strides=strides, dtype=dtype,
-                              implementation='matmul'), x, w)
-  assert got[0].dtype == dtype
-  expected = value_and_gradients(
-      lambda x, w: reference_conv(x, w, padding, strides).astype(dtype), x, w)
-  assert_close(got, expected, dtype)
+  compare(lambda x, w: ops.conv2d(x, w, padding=padding, strides=strides, dtype=dtype,
+                                  implementation='matmul'),
+          lambda x, w: reference_conv(x, w, padding, strides).astype(dtype), x, w, dtype=dtype)
 
 
-@pytest.mark.parametrize('options', [dict(groups=2), dict(dilation=(2, 1))])
+@pytest.mark.parametrize('options', [{'groups': 2}, {'dilation': (2, 1)}])
 def test_what_products_do_not_cover_is_native(options):
   x = draw(0, (3, 8, 8, 4))
   w = draw(1, (3, 3, 4 // options.get('groups', 1), 6))
@@ -83,14 +85,12 @@ def test_what_products_do_not_cover_is_native(options):
 def test_pools_agree_with_native(size, window, strides, padding, kind, dtype, ties):
   x = draw(0, (3, *size, 2), dtype)
   if ties:  # Few distinct values: the first of equals wins in both.
-    x = jnp.round(x)
+    x = np.round(x.astype(np.float32)).astype(dtype)
   if padding not in ('SAME', 'VALID') and 1 in window:
     window = (2, 2)  # A window of padding alone has no gradient to compare.
   pool = {'max': ops.max_pool, 'average': ops.avg_pool}[kind]
-  got, expected = (value_and_gradients(
-      lambda x, i=implementation: pool(x, window, strides, padding, implementation=i), x)
-      for implementation in ('matmul', 'native'))
-  assert_close(got, expected, dtype)
+  compare(*(lambda x, i=implementation: pool(x, window, strides, padding, implementation=i)
+            for implementation in ('matmul', 'native')), x, dtype=dtype)
 
 
 @pytest.mark.parametrize('implementation', ['matmul', 'native'])
@@ -125,15 +125,12 @@ def block_reference(x, kernel, bias, window, padding, limit, dtype):
 def test_block_agrees_with_its_parts(size, channels, kernel, padding, window, limit,
                                      implementation, dtype):
   # Small whole numbers are exact in bfloat16, ties included.
-  x = jnp.round(draw(0, (3, *size, channels)))
-  w = jnp.round(draw(1, (*kernel, channels, 4)))
-  bias = jnp.array([0., 1., -2., 3.])
-  got = value_and_gradients(
-      lambda *a: ops.conv_relu_max_pool(*a, window=window, padding=padding, limit=limit,
-                                        dtype=dtype, implementation=implementation), x, w, bias)
-  expected = value_and_gradients(
-      lambda *a: block_reference(*a, window, padding, limit, dtype), x, w, bias)
-  assert_close(got, expected, dtype)
+  x = np.round(draw(0, (3, *size, channels)))
+  w = np.round(draw(1, (*kernel, channels, 4)))
+  bias = np.array([0., 1., -2., 3.], np.float32)
+  compare(lambda *a: ops.conv_relu_max_pool(*a, window=window, padding=padding, limit=limit,
+                                            dtype=dtype, implementation=implementation),
+          lambda *a: block_reference(*a, window, padding, limit, dtype), x, w, bias, dtype=dtype)
 
 
 def test_useful_size_reads_no_more_than_is_needed():
@@ -145,11 +142,9 @@ def test_useful_size_reads_no_more_than_is_needed():
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 def test_dense_agrees_with_a_product(implementation, dtype):
   x, w = draw(0, (2, 3, 7)), draw(1, (7, 5))
-  got = value_and_gradients(
-      lambda x, w: ops.dense(x, w, dtype=dtype, implementation=implementation), x, w)
-  expected = value_and_gradients(
-      lambda x, w: jnp.einsum('abi,io->abo', x, w, precision='highest').astype(dtype), x, w)
-  assert_close(got, expected, dtype)
+  compare(lambda x, w: ops.dense(x, w, dtype=dtype, implementation=implementation),
+          lambda x, w: jnp.einsum('abi,io->abo', x, w, precision='highest').astype(dtype), x, w,
+          dtype=dtype)
 
 
 class Network(nn.Module):
@@ -159,7 +154,7 @@ class Network(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    common = dict(implementation=self.implementation, dtype=self.dtype)
+    common = {'implementation': self.implementation, 'dtype': self.dtype}
     x = ops.ConvReluMaxPool(4, (3, 3), window=(2, 2), padding='VALID', **common)(x)
     x = nn.relu(ops.Conv(6, (3, 3), padding='SAME', **common)(x))
     x = ops.max_pool(x, (2, 2), implementation=self.implementation)
@@ -181,10 +176,10 @@ class FlaxNetwork(nn.Module):
 
 def test_parameters_are_those_of_flax():
   x = draw(0, (2, 14, 14, 1))
-  expected = FlaxNetwork().init(jax.random.key(3), x)
+  expected = jax.jit(FlaxNetwork().init)(jax.random.key(3), x)
   for implementation in ('matmul', 'native'):
     for dtype in (FLOAT32, BFLOAT16):
-      got = Network(implementation, dtype).init(jax.random.key(3), x)
+      got = jax.jit(Network(implementation, dtype).init)(jax.random.key(3), x)
       jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert_close(Network(implementation).apply(expected, x), FlaxNetwork().apply(expected, x))
 
@@ -197,7 +192,7 @@ def loss(network, params, x):
 def small_problem():
   x = draw(0, (8, 14, 14, 1))
   network = Network('matmul')
-  params = network.init(jax.random.key(3), x)
+  params = jax.jit(network.init)(jax.random.key(3), x)
   return network, params, x, jax.jit(jax.grad(functools.partial(loss, network)))(params, x)
 
 

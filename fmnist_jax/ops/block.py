@@ -7,17 +7,27 @@ was, not the convolution's result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import functools
+from collections.abc import Sequence
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
 
 from fmnist_jax.ops.convolution import (
-    Padding, add_patches, batch_first, batch_last, conv2d, explicit_padding, pad_pixels, patches)
+  Padding,
+  add_patches,
+  batch_first,
+  batch_last,
+  conv2d,
+  explicit_padding,
+  pad_pixels,
+  patches,
+)
 from fmnist_jax.ops.pooling import max_pool
-from fmnist_jax.ops.products import matmul, matmul_nt, transposed
+from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
 
 
 def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
@@ -60,46 +70,105 @@ def useful_size(pooled: Sequence[int], kernel: int, window: Sequence[int]) -> tu
   return tuple(out * step + kernel - 1 for out, step in zip(pooled, window))
 
 
+# The phase form of a block computes every position of a pool window as channels of one product.
+# It multiplies by more zeros but touches less memory: worth it for few input channels.
+_PHASES_UP_TO = 2
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _block(dtype, pads, window, x, kernel, bias):
   return _forward(dtype, pads, window, x, kernel, bias)[0]
 
 
 def _forward(dtype, pads, window, x, kernel, bias):
-  kh, kw, _, features = kernel.shape
-  taps = patches(pad_pixels(x.astype(dtype), pads), (kh, kw))
-  height, width, batch = taps.shape[3:]
-  (sh, sw), matrix = window, taps.reshape(-1, height * width * batch)
-  y = matmul(transposed(kernel.reshape(-1, features).astype(dtype)), matrix)
-  y = y.reshape(features, height // sh, sh, width // sw, sw, batch)
-  largest = y.max((2, 4))
-  first = jnp.full(largest.shape, sh * sw - 1, jnp.uint8)
-  for i, j in reversed([(i, j) for i in range(sh) for j in range(sw)][:-1]):
-    first = jnp.where(y[:, :, i, :, j] == largest, jnp.uint8(i * sw + j), first)
-  out = nn.relu(largest + bias[:, None, None, None])
-  first = jnp.where(out > 0, first, jnp.uint8(255))  # No element of the window.
-  return out.astype(dtype), (matrix, first, kernel, jnp.zeros((0,), x.dtype),
-                             jnp.zeros((0,), bias.dtype))
+  """Returns [O, H', W', N] and what the gradient needs."""
+  kh, kw, channels, features = kernel.shape
+  (sh, sw), batch = window, x.shape[-1]
+  # Empty arrays carry the dtypes of x and bias to the gradient.
+  like = jnp.zeros((0,), x.dtype), jnp.zeros((0,), bias.dtype)
+  x = pad_pixels(x.astype(dtype), pads)
+  phases = channels <= _PHASES_UP_TO
+  if phases:
+    taps, weights = patches(x, (kh + sh - 1, kw + sw - 1), window), _shifted(kernel, window)
+  else:
+    taps, weights = patches(x, (kh, kw)), kernel.reshape(-1, features)
+  matrix = taps.reshape(-1, taps.shape[3] * taps.shape[4] * batch)
+  y = matmul(transposed(weights.astype(dtype)), matrix)
+  if phases:
+    y, axes = y.reshape(sh, sw, features, *taps.shape[3:]), (0, 1)
+  else:
+    y = y.reshape(features, taps.shape[3] // sh, sh, taps.shape[4] // sw, sw, batch)
+    axes = (2, 4)
+  marked = _mark(y, axes, window, bias)
+  out = _value(marked, window).astype(dtype)
+  return out, (matrix, marked, kernel, *like)
+
+
+def _shifted(kernel, window):
+  """[h, w, C, O] -> [(h + sh - 1)(w + sw - 1) C, sh sw O]: the kernel at each window position."""
+  (sh, sw), features = window, kernel.shape[-1]
+  copies = [jnp.pad(kernel, ((i, sh - 1 - i), (j, sw - 1 - j), (0, 0), (0, 0)))
+            for i in range(sh) for j in range(sw)]
+  return jnp.stack(copies, 3).reshape(-1, sh * sw * features)
+
+
+def _unshifted(gradient, kernel_shape, window):
+  """The transpose of `_shifted`."""
+  kh, kw, channels, features = kernel_shape
+  sh, sw = window
+  gradient = gradient.reshape(kh + sh - 1, kw + sw - 1, channels, sh, sw, features)
+  return sum(gradient[i:i + kh, j:j + kw, :, i, j] for i in range(sh) for j in range(sw))
+
+
+def _mask(window):
+  """The low bits that hold a position in a window."""
+  return (1 << (window[0] * window[1] - 1).bit_length()) - 1
+
+
+def _mark(y, axes, window, bias):
+  """The largest of each window plus bias, or 0, with its position in its lowest bits.
+
+  The bits of floats that are not negative are ordered like the floats: one integer maximum pools
+  and finds the winner, and reads the convolution's result once. It is written as a reduction
+  because XLA does not compute one again for each of its uses, as it does a maximum of slices.
+  """
+  mask = _mask(window)
+  features = next(axis for axis in range(y.ndim) if axis not in axes)
+  position = np.int32(mask) - np.arange(window[0] * window[1], dtype=np.int32).reshape(window)
+  bias = lax.broadcast_in_dim(bias.astype(jnp.float32), y.shape, (features,))
+  bits = lax.bitcast_convert_type(nn.relu(y + bias), jnp.int32)
+  position = lax.broadcast_in_dim(position, y.shape, axes)
+  return lax.reduce((bits & ~mask) | position, jnp.int32(0), lax.max, axes)
+
+
+def _value(marked, window):
+  return lax.bitcast_convert_type(marked & ~_mask(window), jnp.float32)
 
 
 def _backward(dtype, pads, window, residuals, dout):
-  matrix, first, kernel, like, like_bias = residuals
+  matrix, marked, kernel, like, like_bias = residuals
   kh, kw, channels, features = kernel.shape
-  (sh, sw), (_, out_h, out_w, batch) = window, first.shape
-  height, width = out_h * sh, out_w * sw
-  dout = dout.astype(jnp.float32)
-  dbias = jnp.where(first < 255, dout, 0.0).sum((1, 2, 3)).astype(like_bias.dtype)
-  spread = lambda a: jnp.broadcast_to(a[:, :, None, :, None],
-                                      (features, out_h, sh, out_w, sw, batch))
-  position = (jnp.arange(sh)[:, None, None, None] * sw
-              + jnp.arange(sw)[None, None, :, None]).astype(jnp.uint8)
-  dy = jnp.where(spread(first) == position[None, None], spread(dout), 0.0).astype(dtype)
-  dy = dy.reshape(features, -1)
-  dkernel = matmul_nt(matrix, dy).reshape(kernel.shape).astype(kernel.dtype)
-  taps = matmul(kernel.reshape(-1, features).astype(dtype), dy)
-  dx = add_patches(taps.reshape(kh, kw, channels, height, width, batch))
+  (sh, sw), (_, out_h, out_w, batch) = window, marked.shape
+  mask = _mask(window)
+  dout = jnp.where(marked > mask, dout, jnp.zeros((), dout.dtype))
+  dbias = dout.astype(jnp.float32).sum((1, 2, 3)).astype(like_bias.dtype)
+  bits, winner = as_bits(dout.astype(dtype)), (mask - (marked & mask)).astype(jnp.uint16)
+  zero = jnp.zeros((), bits.dtype)
+  parts = [jnp.where(winner == jnp.uint16(position), bits, zero) for position in range(sh * sw)]
+  if channels <= _PHASES_UP_TO:
+    dy = from_bits(jnp.stack(parts), jnp.dtype(dtype)).reshape(sh * sw * features, -1)
+    dkernel = _unshifted(matmul_nt(matrix, dy), kernel.shape, window)
+    dx_taps = matmul(_shifted(kernel, window).astype(dtype), dy)
+    dx = add_patches(dx_taps.reshape(kh + sh - 1, kw + sw - 1, channels, out_h, out_w, batch),
+                     window)
+  else:
+    rows = [jnp.stack(parts[i * sw:(i + 1) * sw], 3) for i in range(sh)]
+    dy = from_bits(jnp.stack(rows, 2), jnp.dtype(dtype)).reshape(features, -1)
+    dkernel = matmul_nt(matrix, dy).reshape(kernel.shape)
+    dx_taps = matmul(kernel.reshape(-1, features).astype(dtype), dy)
+    dx = add_patches(dx_taps.reshape(kh, kw, channels, out_h * sh, out_w * sw, batch))
   crop = tuple((-low, -high) for low, high in pads)
-  return pad_pixels(dx, crop).astype(like.dtype), dkernel, dbias
+  return pad_pixels(dx, crop).astype(like.dtype), dkernel.astype(kernel.dtype), dbias
 
 
 _block.defvjp(_forward, _backward)

@@ -9,13 +9,13 @@ does for everything between the first and the last convolution of a network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import functools
+from collections.abc import Sequence
 from typing import Union
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
 
@@ -87,10 +87,12 @@ def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1,
   return from_bits(taps, x.dtype).reshape(kh, kw, channels, out_h, out_w, batch)
 
 
-def add_patches(taps: jax.Array) -> jax.Array:
-  """[h, w, C, H', W', N] -> [C, H, W, N]: the transpose of `patches` at stride 1."""
-  kh, kw = taps.shape[:2]
-  return sum(jnp.pad(taps[i, j], ((0, 0), (i, kh - 1 - i), (j, kw - 1 - j), (0, 0)))
+def add_patches(taps: jax.Array, stride: tuple[int, int] = (1, 1)) -> jax.Array:
+  """[h, w, C, H', W', N] -> [C, H, W, N]: the transpose of `patches`."""
+  (kh, kw), (sh, sw) = taps.shape[:2], stride
+  zero = jnp.zeros((), taps.dtype)
+  return sum(lax.pad(taps[i, j], zero, ((0, 0, 0), (i, kh - 1 - i, sh - 1),
+                                        (j, kw - 1 - j, sw - 1), (0, 0, 0)))
              for i in range(kh) for j in range(kw))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
 from fmnist_jax.ops.convolution import Padding, conv2d

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 
-from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
 
 from fmnist_jax.ops.convolution import Padding, explicit_padding
 

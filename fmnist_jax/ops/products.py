@@ -12,8 +12,8 @@ from __future__ import annotations
 import functools
 
 import jax
-from jax import lax
 import jax.numpy as jnp
+from jax import lax
 
 
 def as_bits(x: jax.Array) -> jax.Array:
