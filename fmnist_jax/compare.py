@@ -93,8 +93,8 @@ def difference(first: System, second: System) -> dict[str, Any]:
           and np.array_equal(first.members[0].labels, second.members[0].labels))
   over_seeds = over_images = None
   if common and same:
-    over_seeds = metrics.paired_difference(
-        *([100 * accuracies[seed] for seed in common] for accuracies in by_seed))
+    left, right = ([100 * accuracies[seed] for seed in common] for accuracies in by_seed)
+    over_seeds = metrics.paired_difference(left, right)
   if same:
     over_images = metrics.paired_difference(100 * first.correct, 100 * second.correct)
   as_json = lambda found: None if found is None else {

@@ -6,6 +6,7 @@ continuous settings are arrays (`hyper`), so one compilation serves every value 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ class Programs:
     self.steps_per_epoch = train_examples // config.data.batch_size
     self.compile_seconds = 0.0
     self._compiled: dict[Any, Any] = {}
+    self._lock = threading.Lock()
 
   @property
   def module(self) -> Any:
@@ -147,10 +149,11 @@ class Programs:
     """
     leaves, structure = jax.tree.flatten(args)
     signature = (function.__name__, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
-    if signature not in self._compiled:
-      began = time.perf_counter()
-      self._compiled[signature] = jax.jit(
-          function, donate_argnums=tuple(donate),
-          out_shardings=out_shardings or sharding.replicated(self.mesh)).lower(*args).compile()
-      self.compile_seconds += time.perf_counter() - began
-    return self._compiled[signature]
+    with self._lock:  # Members of a population may train in several threads.
+      if signature not in self._compiled:
+        began = time.perf_counter()
+        self._compiled[signature] = jax.jit(
+            function, donate_argnums=tuple(donate),
+            out_shardings=out_shardings or sharding.replicated(self.mesh)).lower(*args).compile()
+        self.compile_seconds += time.perf_counter() - began
+      return self._compiled[signature]

@@ -117,6 +117,22 @@ def group_size(equipment: Equipment, members: int, at_once: int) -> int:
   return -(-members // groups)
 
 
+def threads(equipment: Equipment, members: int, at_once: int) -> int:
+  """How many members train apart at a time: a thread a core on one CPU device, else one.
+
+  Programs that span devices must not run at the same time: each would wait for the other.
+  """
+  mesh, programs = equipment.mesh, equipment.programs
+  if mesh.size > 1:
+    return 1
+  if not at_once:
+    if sharding.platform(mesh) != 'cpu':
+      return 1
+    needed = bytes_per_member(programs, hyper_arrays(programs.config))
+    at_once = max(1, min(len(os.sched_getaffinity(0)), memory(mesh) // needed))
+  return min(at_once, members)
+
+
 @dataclasses.dataclass
 class GroupProgress:
   """Where a group stands: what its checkpoint stores beside the arrays.

@@ -8,12 +8,15 @@ sure their mean is. The same command again goes on where the last one stopped.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures as futures
 import contextlib
 import dataclasses
 import itertools
 import pathlib
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from fmnist_jax import command, config_file
 from fmnist_jax import config as config_lib
 from fmnist_jax.errors import ConfigError, DivergenceError, WorkdirError
-from fmnist_jax.interrupt import Interrupt
+from fmnist_jax.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
   from fmnist_jax import progress, session, workdir
@@ -98,9 +101,20 @@ def features(config: config_lib.Config) -> tuple[str, ...]:
   return tuple(config_lib.continuous(config))
 
 
-def fastest_mode(platform: str, config: config_lib.Config) -> str:
-  """How members run fastest."""
-  del config
+def fastest_mode(platform: str) -> str:
+  """How members run fastest on a platform.
+
+  CPU time of one training step of one member, ms, batch 128, bfloat16, matmul operations, on an
+  AMD EPYC with AVX-512 (experiments/population_speed has whole populations):
+
+             alone   2 in one program   8 in one program
+      mlp     0.75               0.8                0.78
+      cnn    15.1               24.7               41
+
+  So on a CPU members train apart: what one program over all of them loses in the cache it does not
+  gain elsewhere, and a step runs on one core, so there are as many threads as cores. An
+  accelerator, which one small model leaves idle, gets them together.
+  """
   return 'sequential' if platform == 'cpu' else 'vectorized'
 
 
@@ -115,9 +129,10 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     seeds: how many; member k has seed `config.train.seed + k`.
     vary: values of continuous settings by dotted name; every combination is trained.
     mode: 'vectorized': members train in step with each other, in one program over all of them;
-      'sequential': one after another, compiled once; 'auto': what measured faster, or what the
-      directory was begun with.
-    at_once: most members in one vectorised program; 0: as many as memory allows.
+      'sequential': each for itself, compiled once, with the bits of its run alone; 'auto': what
+      measured faster, or what the directory was begun with.
+    at_once: most members in one vectorised program, or most threads with a member each; 0: as many
+      as memory, and for threads the cores, allow.
     interrupt: the program's handling of signals; one of its own by default.
 
   Returns:
@@ -137,7 +152,17 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
   # Here, so that a mistake in the arguments is told before jax is imported.
   import jax
 
-  from fmnist_jax import backend, evaluate, models, progress, sharding, summary, train, workdir
+  from fmnist_jax import (
+    backend,
+    evaluate,
+    lockstep,
+    models,
+    progress,
+    sharding,
+    summary,
+    train,
+    workdir,
+  )
   from fmnist_jax.session import Equipment
   with contextlib.ExitStack() as stack:
     if interrupt is None:
@@ -154,7 +179,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     config = train.resolve(config, platform, resident=True)
     members = plan(config, seeds, vary)
     held = stack.enter_context(workdir.Workdir(directory, config))
-    mode = _settle(held, seeds, vary, mode, fastest_mode(platform, config))
+    mode = _settle(held, seeds, vary, mode, fastest_mode(platform))
     if mode == 'vectorized' and jax.process_count() > 1:
       raise ConfigError('With several processes members run one after another; use '
                         '--mode=sequential.')
@@ -172,7 +197,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
       if together:
         work.in_step(members, at_once)
       else:
-        work.one_after_another(members)
+        work.apart(members, lockstep.threads(equipment, len(members), at_once))
     return summary.write(held.path, [(member.name, member.settings) for member in members], mode,
                          display.say)
 
@@ -205,6 +230,41 @@ def _settle(held: workdir.Workdir, seeds: int, vary: Mapping[str, Sequence[float
   return saved['mode']
 
 
+class _Signals:
+  """Stands in for `Interrupt` in the threads of members: all leave when one fails."""
+
+  def __init__(self, interrupt: Interrupt):
+    self._interrupt, self._stopped = interrupt, threading.Event()
+
+  def stop(self) -> None:
+    """Makes the others save and leave."""
+    self._stopped.set()
+
+  def check(self) -> None:
+    """Raises `Interrupted` when a signal came, or a thread failed."""
+    if self._stopped.is_set():
+      raise Interrupted(self._interrupt.requested or signal.SIGTERM)
+    self._interrupt.check()
+
+  def deferred(self) -> contextlib.AbstractContextManager[None]:
+    """Nothing: the main thread defers signals for all."""
+    return contextlib.nullcontext()
+
+
+class _Named:
+  """Stands in for `Display`: lines of a member begin with its name."""
+
+  def __init__(self, display: progress.Display, name: str):
+    self._display, self._name = display, name
+
+  def say(self, text: str) -> None:
+    """Prints a line."""
+    self._display.say(f'{self._name}  {text}')
+
+  def update(self, *_: Any) -> None:
+    """Nothing: there is no bar."""
+
+
 @dataclasses.dataclass
 class _Work:
   """What training members needs.
@@ -235,28 +295,56 @@ class _Work:
     return workdir.Workdir(self.population.path / 'members' / member.name,
                            member.config)
 
-  def one_after_another(self, members: Sequence[Member]) -> None:
-    """Every member as its run alone would be, bit for bit; compiled once."""
+  def apart(self, members: Sequence[Member], at_once: int) -> None:
+    """Every member as its run alone would be, bit for bit; compiled once.
+
+    Args:
+      members: to train, or to go on with.
+      at_once: how many at a time, each in a thread of its own.
+    """
+    tasks = [(equipment, member) for equipment, lot in self._by_features(members)
+             for member in lot]
+    if at_once == 1:
+      for equipment, member in tasks:
+        self._train_one(equipment, member, self.interrupt)
+      return
+    signals = _Signals(self.interrupt)
+
+    def work(task: tuple[session.Equipment, Member]) -> None:
+      signals.check()
+      try:
+        self._train_one(*task, signals)
+      except BaseException:
+        signals.stop()
+        raise
+
+    with self.interrupt.deferred(), futures.ThreadPoolExecutor(at_once, 'member') as threads:
+      errors = [future.exception() for future in [threads.submit(work, task) for task in tasks]]
+    # What went wrong first made the others leave.
+    for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Interrupted)):
+      raise error
+
+  def _train_one(self, equipment: session.Equipment, member: Member,
+                 interrupt: Interrupt | _Signals) -> None:
     from fmnist_jax import train, workdir
     from fmnist_jax.session import Session
-    for equipment, lot in self._by_features(members):
-      for member in lot:
-        with self._hold(member) as held:
-          if _is_done(held.path):
-            continue
-          self.display.say(f'{member.name}:')
-          run = Session(member.config, held, equipment, self.display, self.interrupt)
-          try:
-            run.resume()
-            run.progress.seconds['data'] += self.data_seconds
-            self.data_seconds = 0.0
-            run.fit()
-            train.finish(run, with_report=False)
-          except DivergenceError as error:
-            self.display.say(f'{member.name} is given up: {error}')
-            workdir.write_json(held.path / 'diverged.json', {'message': str(error)})
-          finally:
-            run.checkpoints.close()
+    with self._hold(member) as held:
+      if _is_done(held.path):
+        return
+      named: Any = _Named(self.display, member.name)
+      polled: Any = interrupt
+      run = Session(member.config, held, equipment, named, polled)
+      try:
+        run.resume()
+        run.progress.seconds['data'] += self.data_seconds
+        self.data_seconds = 0.0
+        run.fit()
+        train.finish(run, with_report=False)
+      except DivergenceError as error:
+        self.display.say(f'{member.name} is given up: {error}')
+        workdir.write_json(held.path / 'diverged.json', {'message': str(error)})
+      finally:
+        run.checkpoints.close()
 
   def in_step(self, members: Sequence[Member], at_once: int) -> None:
     """Members in groups, each group one program over a member axis."""
@@ -327,10 +415,12 @@ def main(interrupt: Interrupt) -> None:
                       help='trains every seed with each of these values of a continuous setting, '
                       'such as optim.learning_rate=1e-3,3e-3; of several, every combination')
   parser.add_argument('--mode', default='auto', metavar='|'.join(MODES),
-                      help='vectorized: members train together in one program; sequential: one '
-                      'after another; auto: what is faster here (default)')
+                      help='vectorized: members train together in one program; sequential: each '
+                      'for itself, with the bits of its run alone; auto: what is faster here '
+                      '(default)')
   parser.add_argument('--at_once', default='0', metavar='N', help='most members in one vectorised '
-                      'program; 0: as many as memory allows (default)')
+                      'program, or most that train at a time; 0: as many as memory and cores '
+                      'allow (default)')
   parser.add_argument('--config.SECTION.FIELD', metavar='VALUE', dest='_',
                       help='overrides a field of the config')
   args, unknown = parser.parse_known_args(rest)

@@ -14,6 +14,7 @@ import sklearn.metrics
 import fmnist_jax
 from fmnist_jax import config as config_lib
 from fmnist_jax import lockstep, population, sharding, workdir
+from fmnist_jax import train as train_lib
 from fmnist_jax.epoch import Programs, hyper_arrays
 from fmnist_jax.errors import ConfigError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupted
@@ -83,6 +84,31 @@ def test_one_after_another_has_the_bits_of_the_run_alone(sequential, tmp_path, n
   member = sequential[0] / 'members' / name
   runs.assert_same_run(tmp_path / 'alone', member)
   assert workdir.read_config(member) == workdir.read_config(tmp_path / 'alone')
+
+
+def test_members_in_threads_have_the_bits_of_the_run_alone(tmp_path):
+  one = config(devices=1, seed=3)
+  train_and_evaluate(one, tmp_path / 'alone')
+  how = {'seeds': 3, 'mode': 'sequential', 'at_once': 3}
+  train_population(one, tmp_path / 'run', **how)
+  runs.assert_same_run(tmp_path / 'alone', tmp_path / 'run' / 'members' / 'seed-3')
+  assert run_interrupted(tmp_path / 'again', 17, one, **how) > 2
+  assert_same_population(tmp_path / 'run', tmp_path / 'again')
+
+
+def test_a_member_that_fails_stops_the_others_and_is_told(tmp_path, monkeypatch):
+  finish = train_lib.finish
+  def failing(session, **how):
+    if session.config.train.seed == 4:
+      raise WorkdirError('The disk is full.')
+    return finish(session, **how)
+  monkeypatch.setattr(train_lib, 'finish', failing)
+  how = {'seeds': 3, 'mode': 'sequential', 'at_once': 2}
+  with pytest.raises(WorkdirError, match=r'The disk is full'):
+    train_population(config(devices=1, epochs=1), tmp_path / 'run', **how)
+  monkeypatch.undo()
+  found = train_population(config(devices=1, epochs=1), tmp_path / 'run', **how)
+  assert found['groups'][0]['seeds'] == [3, 4, 5]
 
 
 def test_members_differ_where_they_should(sequential):
@@ -242,12 +268,12 @@ def test_a_finished_population_is_only_read(sequential):
   assert times() == before
 
 
-def run_interrupted(directory, polls, **how):
+def run_interrupted(directory, polls, own=None, **how):
   starts = 0
   while True:
     starts += 1
     try:
-      train_population(config(), directory, interrupt=runs.InterruptAt(polls), **how)
+      train_population(own or config(), directory, interrupt=runs.InterruptAt(polls), **how)
       return starts
     except Interrupted:
       assert starts < 100, 'it makes no progress'
@@ -335,6 +361,8 @@ def test_directories_of_others_are_refused(sequential, tmp_path):
     train_population(config(epochs=5), directory, seeds=2, vary=VARY)
   with pytest.raises(ConfigError, match=r'--mode is \'fast\''):
     train_population(config(), directory, seeds=2, vary=VARY, mode='fast')
+  with pytest.raises(WorkdirError, match=r'holds a population, not a single run'):
+    train_and_evaluate(config(), directory)
   train_and_evaluate(config(epochs=1), tmp_path / 'run')
   with pytest.raises(WorkdirError, match=r'holds a single run'):
     train_population(config(epochs=1), tmp_path / 'run', seeds=2)
