@@ -19,24 +19,31 @@ from jax import lax
 from fmnist_jax.ops.convolution import (
   Padding,
   add_patches,
-  batch_first,
-  batch_last,
+  along_features,
   conv2d,
   explicit_padding,
   pad_pixels,
   patches,
+  to_layout,
 )
-from fmnist_jax.ops.pooling import max_pool
+from fmnist_jax.ops.pooling import (
+    join_windows,
+    max_pool,
+    positions,
+    split_windows,
+    to_winners,
+)
 from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
 
 
 def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
                        window: tuple[int, int], padding: Padding, implementation: str,
-                       limit: tuple[int, int] | None = None, dtype=None) -> jax.Array:
+                       limit: tuple[int, int] | None = None, dtype=None,
+                       layout: str = 'NHWC') -> jax.Array:
   """max_pool(relu(conv2d(x, kernel) + bias)) with windows that do not overlap ('VALID').
 
   Args:
-    x: [N, H, W, C] images.
+    x: [N, H, W, C] images, or as `layout` says.
     kernel: [h, w, C, O].
     bias: [O].
     window: of the pool, which is its stride too, pixels.
@@ -44,10 +51,12 @@ def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
     implementation: 'matmul' or 'native'; see the package.
     limit: compute only so many rows and columns of the result, from the top left; None: all.
     dtype: of operands and result; None: what x and kernel promote to.
+    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
-    [N, H', W', O] of `dtype`. Where several elements of a window are the largest, the first in
-    row-major order receives the gradient.
+    [N, H', W', O] of `dtype`, or as `layout` says. Where several elements of a window are the
+    largest, the first in row-major order receives the gradient; in 'matmul', elements count as
+    equal when they differ in their last bits only: 2 of 24 for a window of 4.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
   pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
@@ -59,10 +68,11 @@ def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
       (low, out * step + taps - 1 - length - low) for (low, _), out, step, taps, length in
       zip(pads, size, window, kernel.shape[:2], x.shape[1:3]))
   if implementation == 'native':
-    y = conv2d(x, kernel, padding=pads, dtype=dtype, implementation='native')
-    y = nn.relu(y + bias.astype(dtype)[None, None, None])
-    return max_pool(y, window, implementation='native')
-  return batch_first(_block(dtype.name, pads, window, batch_last(x), kernel, bias))
+    y = conv2d(x, kernel, padding=pads, dtype=dtype, implementation='native', layout=layout)
+    y = nn.relu(y + along_features(bias.astype(dtype), layout))
+    return max_pool(y, window, implementation='native', layout=layout)
+  y = _block(dtype.name, pads, window, to_layout(x, 'CHWN', layout), kernel, bias)
+  return to_layout(y, layout, 'CHWN')
 
 
 def useful_size(pooled: Sequence[int], kernel: int, window: Sequence[int]) -> tuple[int, ...]:
@@ -97,8 +107,7 @@ def _forward(dtype, pads, window, x, kernel, bias):
   if phases:
     y, axes = y.reshape(sh, sw, features, *taps.shape[3:]), (0, 1)
   else:
-    y = y.reshape(features, taps.shape[3] // sh, sh, taps.shape[4] // sw, sw, batch)
-    axes = (2, 4)
+    y, axes = split_windows(y.reshape(features, *taps.shape[3:]), window), (2, 4)
   marked = _mark(y, axes, window, bias)
   out = _value(marked, window).astype(dtype)
   return out, (matrix, marked, kernel, *like)
@@ -134,11 +143,10 @@ def _mark(y, axes, window, bias):
   """
   mask = _mask(window)
   features = next(axis for axis in range(y.ndim) if axis not in axes)
-  position = np.int32(mask) - np.arange(window[0] * window[1], dtype=np.int32).reshape(window)
   bias = lax.broadcast_in_dim(bias.astype(jnp.float32), y.shape, (features,))
   bits = lax.bitcast_convert_type(nn.relu(y + bias), jnp.int32)
-  position = lax.broadcast_in_dim(position, y.shape, axes)
-  return lax.reduce((bits & ~mask) | position, jnp.int32(0), lax.max, axes)
+  return lax.reduce((bits & ~mask) | (mask - positions(window, y.shape, axes)), np.int32(0),
+                    lax.max, axes)
 
 
 def _value(marked, window):
@@ -152,9 +160,8 @@ def _backward(dtype, pads, window, residuals, dout):
   mask = _mask(window)
   dout = jnp.where(marked > mask, dout, jnp.zeros((), dout.dtype))
   dbias = dout.astype(jnp.float32).sum((1, 2, 3)).astype(like_bias.dtype)
-  bits, winner = as_bits(dout.astype(dtype)), (mask - (marked & mask)).astype(jnp.uint16)
-  zero = jnp.zeros((), bits.dtype)
-  parts = [jnp.where(winner == jnp.uint16(position), bits, zero) for position in range(sh * sw)]
+  winner = mask - (marked & mask)
+  parts = to_winners(as_bits(dout.astype(dtype)), winner, window)
   if channels <= _PHASES_UP_TO:
     dy = from_bits(jnp.stack(parts), jnp.dtype(dtype)).reshape(sh * sw * features, -1)
     dkernel = _unshifted(matmul_nt(matrix, dy), kernel.shape, window)
@@ -162,8 +169,7 @@ def _backward(dtype, pads, window, residuals, dout):
     dx = add_patches(dx_taps.reshape(kh + sh - 1, kw + sw - 1, channels, out_h, out_w, batch),
                      window)
   else:
-    rows = [jnp.stack(parts[i * sw:(i + 1) * sw], 3) for i in range(sh)]
-    dy = from_bits(jnp.stack(rows, 2), jnp.dtype(dtype)).reshape(features, -1)
+    dy = from_bits(join_windows(parts, window), jnp.dtype(dtype)).reshape(features, -1)
     dkernel = matmul_nt(matrix, dy).reshape(kernel.shape)
     dx_taps = matmul(kernel.reshape(-1, features).astype(dtype), dy)
     dx = add_patches(dx_taps.reshape(kh, kw, channels, out_h * sh, out_w * sw, batch))

@@ -2,9 +2,9 @@
 
 The product form keeps the batch innermost, [C, H, W, N]: a row of N numbers is then contiguous
 however the image is shifted, so copies run at memory speed, elementwise work vectorises over the
-batch for any H and W, and all three products (result, both gradients) have a fast orientation. The
-interface is NHWC; the transposes on either side cost nothing where XLA chooses the layout, which it
-does for everything between the first and the last convolution of a network.
+batch for any H and W, and all three products (result, both gradients) have a fast orientation. XLA
+removes a transpose that meets its inverse but moves none past elementwise work: a network should
+arrange its input once with `to_layout(x, preferred_layout(implementation))` and stay there.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from jax import lax
 from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
 
 Padding = Union[str, Sequence[tuple[int, int]]]
-DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation: str,
            strides: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1), groups: int = 1,
-           dtype=None) -> jax.Array:
+           dtype=None, layout: str = 'NHWC') -> jax.Array:
   """Cross-correlation of images with a kernel, as `jax.lax.conv_general_dilated` defines it.
 
   Args:
-    x: [N, H, W, C] images.
+    x: [N, H, W, C] images, or as `layout` says.
     kernel: [h, w, C / groups, O] weights; may be float32 while `dtype` is narrower.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)) pixels of zeros.
     implementation: 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation, groups,
@@ -39,19 +38,20 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation:
     groups: groups of channels that do not mix.
     dtype: of the operands and of the result, products being summed in float32; None: what x and
       kernel promote to.
+    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
-    [N, H', W', O] of `dtype`.
+    [N, H', W', O] of `dtype`, or as `layout` says.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
   plain = strides == (1, 1) and dilation == (1, 1) and groups == 1
   if implementation == 'native' or not plain:
     return lax.conv_general_dilated(
         x.astype(dtype), kernel.astype(dtype), strides, padding, rhs_dilation=dilation,
-        dimension_numbers=DIMENSIONS, feature_group_count=groups)
+        dimension_numbers=(layout, 'HWIO', layout), feature_group_count=groups)
   pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
-  y = _conv2d(dtype.name, pads, batch_last(x), kernel)
-  return batch_first(y).astype(dtype)
+  y = _conv2d(dtype.name, pads, to_layout(x, 'CHWN', layout), kernel)
+  return to_layout(y, layout, 'CHWN').astype(dtype)
 
 
 def explicit_padding(padding: Padding, size: Sequence[int], window: Sequence[int],
@@ -62,14 +62,19 @@ def explicit_padding(padding: Padding, size: Sequence[int], window: Sequence[int
   return tuple((int(low), int(high)) for low, high in padding)
 
 
-def batch_last(x: jax.Array) -> jax.Array:
-  """[N, H, W, C] -> [C, H, W, N]."""
-  return x.transpose(3, 1, 2, 0)
+def to_layout(x: jax.Array, layout: str, current: str = 'NHWC') -> jax.Array:
+  """Images with their axes in another order, 'NHWC' or 'CHWN'."""
+  return x if layout == current else x.transpose(3, 1, 2, 0)
 
 
-def batch_first(x: jax.Array) -> jax.Array:
-  """[C, H, W, N] -> [N, H, W, C]."""
-  return x.transpose(3, 1, 2, 0)
+def preferred_layout(implementation: str) -> str:
+  """The order of axes in which an implementation does no transposing: 'CHWN' or 'NHWC'."""
+  return {'matmul': 'CHWN', 'native': 'NHWC'}[implementation]
+
+
+def along_features(x: jax.Array, layout: str) -> jax.Array:
+  """A vector of one number a channel, shaped to be added to images."""
+  return x.reshape(tuple(-1 if axis == 'C' else 1 for axis in layout))
 
 
 def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> jax.Array:

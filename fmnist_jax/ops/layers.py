@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
-from fmnist_jax.ops.convolution import Padding, conv2d
+from fmnist_jax.ops.convolution import Padding, along_features, conv2d
 from fmnist_jax.ops.products import dense
 
 _KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
@@ -30,6 +30,7 @@ class Conv(nn.Module):
     strides: steps of the kernel, pixels.
     use_bias: whether to add one.
     dtype: of operands and result; None: what input and parameters promote to.
+    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
   """
   features: int
   kernel_size: tuple[int, int]
@@ -38,17 +39,19 @@ class Conv(nn.Module):
   strides: tuple[int, int] = (1, 1)
   use_bias: bool = True
   dtype: Any = None
+  layout: str = 'NHWC'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves."""
-    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[-1], self.features),
+    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[self.layout.index('C')],
+                                            self.features),
                         jnp.float32)
     y = conv2d(x, kernel, padding=self.padding, strides=self.strides, dtype=self.dtype,
-               implementation=self.implementation)
+               implementation=self.implementation, layout=self.layout)
     if self.use_bias:
-      y = y + self.param('bias', _BIAS, (self.features,), jnp.float32).astype(y.dtype)[
-          None, None, None]
+      bias = self.param('bias', _BIAS, (self.features,), jnp.float32)
+      y = y + along_features(bias.astype(y.dtype), self.layout)
     return y
 
 
@@ -56,7 +59,7 @@ class ConvReluMaxPool(nn.Module):
   """`Conv` with bias, ReLU and a max-pool of windows that do not overlap, as one operation.
 
   Attributes:
-    features, kernel_size, implementation, padding, dtype: as in `Conv`.
+    features, kernel_size, implementation, padding, dtype, layout: as in `Conv`.
     window: of the pool, pixels.
     limit: rows and columns of the result that are needed (see `useful_size`); None: all.
   """
@@ -67,15 +70,17 @@ class ConvReluMaxPool(nn.Module):
   padding: Padding = 'SAME'
   limit: tuple[int, int] | None = None
   dtype: Any = None
+  layout: str = 'NHWC'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves, adds the bias, rectifies and pools."""
-    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[-1], self.features),
+    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[self.layout.index('C')],
+                                            self.features),
                         jnp.float32)
     bias = self.param('bias', _BIAS, (self.features,), jnp.float32)
     return conv_relu_max_pool(x, kernel, bias, window=self.window, padding=self.padding,
-                              limit=self.limit, dtype=self.dtype,
+                              limit=self.limit, dtype=self.dtype, layout=self.layout,
                               implementation=self.implementation)
 
 
