@@ -33,16 +33,18 @@ class CNN(nn.Module):
     """Returns logits, float32 [B, num_classes]."""
     config = self.config
     activation = ACTIVATIONS[config.activation]
+    # Between blocks images keep the order of axes in which nothing has to be transposed.
+    layout = ops.preferred_layout(self.implementation)
     how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
     pool = {'max': ops.max_pool, 'average': ops.avg_pool}[config.pooling]
     # Rectifying and pooling in one operation does a quarter of the elementwise work.
     fuse = (config.pooling, config.activation, config.batch_norm) == ('max', 'relu', False)
     names = (f'Conv_{i}' for i in itertools.count())  # Whichever layer it is.
-    x = images_BxHxWxC
+    x = ops.to_layout(images_BxHxWxC, layout)
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
       # BatchNorm has a shift of its own, which makes the bias redundant.
       conv: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2,
-                              'padding': config.padding}
+                              'padding': config.padding, 'layout': layout}
       for last in [False] * (config.convolutions - 1) + [True]:
         if last and window and fuse:
           x = ops.ConvReluMaxPool(**conv, **how, window=(window, window), name=next(names),
@@ -50,12 +52,14 @@ class CNN(nn.Module):
           continue
         x = ops.Conv(**conv, **how, use_bias=not config.batch_norm, name=next(names))(x)
         if config.batch_norm:
-          x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x)
+          x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=layout.index('C'),
+                           dtype=self.dtype)(x)
         x = activation(x)
         if last and window:
-          x = pool(x, (window, window), implementation=self.implementation)
+          x = pool(x, (window, window), implementation=self.implementation, layout=layout)
       if config.dropout:
         x = Dropout(config.dropout[block])(x, train=train)
+    x = ops.to_layout(x, 'NHWC', layout)
     x = x.reshape(x.shape[0], -1)
     for width in config.dense:
       x = activation(ops.Dense(width, **how)(x))
