@@ -133,6 +133,63 @@ def test_block_agrees_with_its_parts(size, channels, kernel, padding, window, li
           lambda *a: block_reference(*a, window, padding, limit, dtype), x, w, bias, dtype=dtype)
 
 
+def batch_norm_reference(x, scale, bias, window, dtype):
+  x = x.astype(FLOAT32)
+  mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+  along = lambda vector: vector[None, None, None]
+  y = (x - along(mean)) * along(scale / jnp.sqrt(variance + 1e-5)) + along(bias)
+  return nn.max_pool(nn.relu(y), window, window).astype(dtype)
+
+
+@SWEEP
+@given(size=st.tuples(*[st.integers(4, 9)] * 2),
+       window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]),
+       implementation=st.sampled_from(['matmul', 'native']),
+       layout=st.sampled_from(['NHWC', 'CHWN']), dtype=st.sampled_from([FLOAT32, BFLOAT16]))
+def test_batch_norm_block_agrees_with_its_parts(size, window, implementation, layout, dtype):
+  x = draw(0, (4, *size, 5)) * 3 + 1
+  # One channel is turned upside down.
+  scale, bias = np.array([1., -2., .5, 2., 3.], np.float32), draw(1, (5,))
+  def block(x, scale, bias):
+    y, _, _ = ops.batch_norm_relu_max_pool(
+        ops.to_layout(x, layout), scale, bias, window=window, implementation=implementation,
+        dtype=dtype, layout=layout)
+    return ops.to_layout(y, 'NHWC', layout)
+  compare(block, lambda *a: batch_norm_reference(*a, window, dtype), x, scale, bias, dtype=dtype)
+
+
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_batch_norm_keeps_the_statistics_of_flax(implementation):
+  x = draw(0, (6, 5, 5, 3)) * 2 + 1
+  ours = ops.BatchNormReluMaxPool((1, 1), implementation, False)
+  theirs = nn.BatchNorm(use_running_average=False, momentum=0.9)
+  variables = ours.init(jax.random.key(0), x)
+  assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), x))
+  got, new = ours.apply(variables, x, mutable=['batch_stats'])
+  expected, expected_new = theirs.apply(variables, x, mutable=['batch_stats'])
+  assert_close((got, new), (nn.relu(expected), expected_new))
+  merged = {**variables, **new}
+  got = ops.BatchNormReluMaxPool((2, 2), implementation, True).apply(merged, x)
+  expected = nn.BatchNorm(use_running_average=True).apply(merged, x)
+  assert_close(got, nn.max_pool(nn.relu(expected), (2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_layouts_agree(implementation):
+  x, w, bias = draw(0, (3, 8, 8, 2)), draw(1, (3, 3, 2, 4)), draw(2, (4,))
+  for f in (lambda x, layout: ops.conv2d(x, w, padding='SAME', implementation=implementation,
+                                         layout=layout),
+            lambda x, layout: ops.max_pool(x, (2, 2), implementation=implementation,
+                                           layout=layout),
+            lambda x, layout: ops.avg_pool(x, (2, 2), implementation=implementation,
+                                           layout=layout),
+            lambda x, layout: ops.conv_relu_max_pool(
+                x, w, bias, window=(2, 2), padding='VALID', implementation=implementation,
+                layout=layout)):
+    other = ops.to_layout(f(ops.to_layout(x, 'CHWN'), 'CHWN'), 'NHWC', 'CHWN')
+    assert_close(other, f(x, 'NHWC'))
+
+
 def test_useful_size_reads_no_more_than_is_needed():
   assert ops.useful_size((5, 5), 3, (2, 2)) == (12, 12)
   assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)
@@ -177,11 +234,12 @@ class FlaxNetwork(nn.Module):
 def test_parameters_are_those_of_flax():
   x = draw(0, (2, 14, 14, 1))
   expected = jax.jit(FlaxNetwork().init)(jax.random.key(3), x)
+  reference = FlaxNetwork().apply(expected, x)
   for implementation in ('matmul', 'native'):
     for dtype in (FLOAT32, BFLOAT16):
       got = jax.jit(Network(implementation, dtype).init)(jax.random.key(3), x)
       jax.tree.map(np.testing.assert_array_equal, got, expected)
-    assert_close(Network(implementation).apply(expected, x), FlaxNetwork().apply(expected, x))
+    assert_close(jax.jit(Network(implementation).apply)(expected, x), reference)
 
 
 def loss(network, params, x):
@@ -203,13 +261,13 @@ def test_members_of_a_population_get_their_own_gradients():
   members = jax.vmap(scaled)(factors)
   got = jax.jit(jax.vmap(jax.grad(functools.partial(loss, network)), (0, None)))(members, x)
   assert_close(jax.tree.map(lambda g: g[0], got), gradients)
-  alone = jax.grad(functools.partial(loss, network))(scaled(0.5), x)
+  alone = jax.jit(jax.grad(functools.partial(loss, network)))(scaled(0.5), x)
   assert_close(jax.tree.map(lambda g: g[1], got), alone)
 
 
 def test_in_a_loop_as_alone():
   network, params, x, _ = small_problem()
-  grad = jax.grad(functools.partial(loss, network))
+  grad = jax.jit(jax.grad(functools.partial(loss, network)))
   step = lambda p: jax.tree.map(lambda p, g: p - 1e-3 * g, p, grad(p, x))
   alone = step(step(params))
   assert_close(jax.jit(lambda p: jax.lax.scan(lambda p, _: (step(p), None), p, length=2)[0])(

@@ -96,9 +96,10 @@ def add_patches(taps: jax.Array, stride: tuple[int, int] = (1, 1)) -> jax.Array:
   """[h, w, C, H', W', N] -> [C, H, W, N]: the transpose of `patches`."""
   (kh, kw), (sh, sw) = taps.shape[:2], stride
   zero = jnp.zeros((), taps.dtype)
-  return sum(lax.pad(taps[i, j], zero, ((0, 0, 0), (i, kh - 1 - i, sh - 1),
-                                        (j, kw - 1 - j, sw - 1), (0, 0, 0)))
-             for i in range(kh) for j in range(kw))
+  spread = [lax.pad(taps[i, j], zero, ((0, 0, 0), (i, kh - 1 - i, sh - 1),
+                                       (j, kw - 1 - j, sw - 1), (0, 0, 0)))
+            for i in range(kh) for j in range(kw)]
+  return functools.reduce(jnp.add, spread)
 
 
 def pad_pixels(x: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:

@@ -14,6 +14,8 @@ from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
 from fmnist_jax.ops.convolution import Padding, along_features, conv2d
+from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, normalize
+from fmnist_jax.ops.pooling import max_pool
 from fmnist_jax.ops.products import dense
 
 _KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
@@ -82,6 +84,51 @@ class ConvReluMaxPool(nn.Module):
     return conv_relu_max_pool(x, kernel, bias, window=self.window, padding=self.padding,
                               limit=self.limit, dtype=self.dtype, layout=self.layout,
                               implementation=self.implementation)
+
+
+class BatchNormReluMaxPool(nn.Module):
+  """`nn.BatchNorm`, ReLU and a max-pool of windows that do not overlap, as one operation.
+
+  Parameters 'scale' and 'bias' and the statistics 'mean' and 'var' in 'batch_stats' are those of
+  `nn.BatchNorm`.
+
+  Attributes:
+    window: of the pool, pixels; (1, 1) for none.
+    implementation: 'matmul' or 'native'; see the package.
+    use_running_average: whether to use the running statistics in place of the batch's.
+    momentum: share of the running statistics that stays, a step.
+    epsilon: added to the variance.
+    dtype: of the result; None: that of the input. Computed in float32.
+    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
+  """
+  window: tuple[int, int]
+  implementation: str
+  use_running_average: bool
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = None
+  layout: str = 'NHWC'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Normalises, rectifies and pools."""
+    shape = (x.shape[self.layout.index('C')],)
+    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+    variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
+    scale = self.param('scale', nn.initializers.ones_init(), shape, jnp.float32)
+    bias = self.param('bias', _BIAS, shape, jnp.float32)
+    if self.use_running_average:
+      y = normalize(x, mean.value, variance.value, scale, bias, self.epsilon,
+                    self.dtype or x.dtype, self.layout)
+      return max_pool(nn.relu(y), self.window, implementation=self.implementation,
+                      layout=self.layout)
+    y, *new = batch_norm_relu_max_pool(
+        x, scale, bias, window=self.window, epsilon=self.epsilon, dtype=self.dtype,
+        layout=self.layout, implementation=self.implementation)
+    if not self.is_initializing():
+      for old, value in zip((mean, variance), new):
+        old.value = self.momentum * old.value + (1 - self.momentum) * value
+    return y
 
 
 class Dense(nn.Module):

@@ -147,14 +147,14 @@ def _max_pool_backward(window, strides, pads, residuals, dy):
     rest = [(0, size[axis] - dx.shape[1 + axis], 0) for axis in (0, 1)]
     dx = from_bits(lax.pad(dx, zero, ((0, 0, 0), *rest, (0, 0, 0))), dtype)
   else:
-    kw, dx = window[1], 0
+    spread = []
     for index, part in enumerate(parts):
       spans = [(start, length - start - (step * (out - 1) + 1), step - 1)
                for start, length, step, out in
-               zip((index // kw, index % kw), size, strides, winner.shape[1:3])]
+               zip(divmod(index, window[1]), size, strides, winner.shape[1:3])]
       part = from_bits(lax.pad(part, zero, ((0, 0, 0), *spans, (0, 0, 0))), dtype)
-      dx = dx + part.astype(jnp.float32)
-    dx = dx.astype(dtype)
+      spread.append(part.astype(jnp.float32))
+    dx = functools.reduce(jnp.add, spread).astype(dtype)
   return (lax.pad(dx, jnp.zeros((), dtype), ((0, 0, 0), *crop, (0, 0, 0))),)
 
 

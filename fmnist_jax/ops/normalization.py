@@ -1,0 +1,128 @@
+"""BatchNorm, ReLU and max-pool as one operation with a gradient of its own.
+
+BatchNorm maps each channel by a line a x + b. The largest of a window after it is the largest
+before it, or the smallest where a is negative, so pooling comes first and all else is done for the
+winners alone. Sums over pixels come before sums over the batch: XLA vectorises these along the
+batch.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from fmnist_jax.ops.convolution import along_features, to_layout
+from fmnist_jax.ops.pooling import join_windows, max_pool, positions, split_windows, to_winners
+from fmnist_jax.ops.products import as_bits, from_bits
+
+
+def batch_norm_relu_max_pool(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, window: tuple[int, int],
+    implementation: str, epsilon: float = 1e-5, dtype=None,
+    layout: str = 'NHWC') -> tuple[jax.Array, jax.Array, jax.Array]:
+  """max_pool(relu(batch_norm(x))) with the batch's own statistics (arXiv:1502.03167).
+
+  Args:
+    x: [N, H, W, C], or as `layout` says.
+    scale: float32 [C].
+    bias: float32 [C].
+    window: of the pool, which is its stride too ('VALID'), pixels; (1, 1) for none.
+    implementation: 'matmul' or 'native'; see the package.
+    epsilon: added to the variance.
+    dtype: of the result; None: that of x. Computed in float32.
+    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
+
+  Returns:
+    The result, and mean and biased variance of each channel, float32 [C]. Nothing is
+    differentiated through these two: they are for running averages. Ties as in
+    `conv_relu_max_pool`.
+  """
+  dtype = jnp.dtype(dtype or x.dtype)
+  if implementation == 'native':
+    mean, variance = _statistics(to_layout(x, 'CHWN', layout))
+    y = normalize(x, mean, variance, scale, bias, epsilon, dtype, layout)
+    y = max_pool(nn.relu(y), window, implementation='native', layout=layout)
+    return (y, *lax.stop_gradient((mean, variance)))
+  y, mean, variance = _fused(window, epsilon, dtype.name, to_layout(x, 'CHWN', layout), scale, bias)
+  return to_layout(y, layout, 'CHWN'), mean, variance
+
+
+def normalize(x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array,
+              bias: jax.Array, epsilon: float, dtype, layout: str) -> jax.Array:
+  """Each channel less its mean, over its deviation, times scale, plus bias; of `dtype`."""
+  factor = scale * lax.rsqrt(variance + epsilon)
+  offset = bias - mean * factor
+  y = x.astype(jnp.float32) * along_features(factor, layout) + along_features(offset, layout)
+  return y.astype(dtype)
+
+
+def _statistics(x):
+  """Mean and biased variance of each channel of [C, H, W, N], float32 [C]."""
+  x = x.astype(jnp.float32)
+  count = x.size // x.shape[0]
+  mean = x.sum((1, 2)).sum(1) / count
+  return mean, jnp.maximum((x * x).sum((1, 2)).sum(1) / count - mean * mean, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(window, epsilon, dtype, x, scale, bias):
+  return _forward(window, epsilon, dtype, x, scale, bias)[0]
+
+
+def _forward(window, epsilon, dtype, x, scale, bias):
+  mean, variance = _statistics(x)
+  # As integers, floats with their negative half turned round are ordered like the floats. The
+  # lowest bits give way to the position: one integer maximum finds the winner and its value.
+  mask = (1 << (window[0] * window[1] - 1).bit_length()) - 1
+  split = split_windows(x, window)
+  sign = jnp.where(scale < 0, -1.0, 1.0)
+  bits = lax.bitcast_convert_type(
+      split.astype(jnp.float32) * sign.reshape(-1, 1, 1, 1, 1, 1), jnp.int32)
+  key = ((bits ^ ((bits >> 31) & 0x7fffffff)) & ~mask) | (mask - positions(window, split.shape,
+                                                                           (2, 4)))
+  key = lax.reduce(key, np.int32(-2**31), lax.max, (2, 4))
+  residuals = x, key, sign, scale, bias, mean, variance
+  _, _, y = _winners(residuals, window, epsilon)
+  return (nn.relu(y).astype(dtype), mean, variance), residuals
+
+
+def _winners(residuals, window, epsilon):
+  """Position, normalised value, and that times scale plus bias, of each window's winner."""
+  _, key, sign, scale, bias, mean, variance = residuals
+  mask = (1 << (window[0] * window[1] - 1).bit_length()) - 1
+  column = lambda vector: vector.reshape(-1, 1, 1, 1)
+  value = key & ~mask
+  value = lax.bitcast_convert_type(value ^ ((value >> 31) & 0x7fffffff), jnp.float32)
+  normal = (value * column(sign) - column(mean)) * column(lax.rsqrt(variance + epsilon))
+  return mask - (key & mask), normal, normal * column(scale) + column(bias)
+
+
+def _backward(window, epsilon, dtype, residuals, cotangents):
+  x, _, _, scale, bias, mean, variance = residuals
+  winner, normal, y = _winners(residuals, window, epsilon)
+  dy = jnp.where(y > 0, cotangents[0].astype(jnp.float32), 0.0)
+  dbias, dscale = dy.sum((1, 2)).sum(1), (dy * normal).sum((1, 2)).sum(1)
+  # The gradient is a line in x, plus a multiple of dy at the winners.
+  inverse = lax.rsqrt(variance + epsilon)
+  count = x.size // x.shape[0]
+  column = lambda vector: vector.reshape(-1, 1, 1, 1)
+  slope = -scale * inverse * inverse * dscale / count
+  offset = -scale * inverse * dbias / count - slope * mean
+  line = lambda x: x.astype(jnp.float32) * column(slope) + column(offset)
+  split = split_windows(x, window)
+  parts = to_winners(dy * column(scale * inverse), winner, window)
+  elements = [split[:, :, i, :, j] for i in range(window[0]) for j in range(window[1])]
+  bits = lambda a: as_bits(a.astype(x.dtype))
+  dx = join_windows([bits(line(e) + part) for e, part in zip(elements, parts)], window)
+  height, width = dx.shape[1:3]
+  dx = jnp.concatenate([dx, bits(line(x[:, :height, width:]))], 2)
+  dx = jnp.concatenate([dx, bits(line(x[:, height:]))], 1)
+  return from_bits(dx, x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+_fused.defvjp(_forward, _backward)
