@@ -8,129 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import evaluate, progress, sharding, step, train, workdir
 from fmnist_jax.checkpoint import Checkpoints
-from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax.epoch import hyper_arrays
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Interrupt, Interrupted
 from fmnist_jax.session import Equipment, Progress, describe, epoch_record
-
-
-def choose(condition: jax.Array, new: Any, old: Any) -> Any:
-  """`new` for members where `condition` (bool [M]) holds, `old` for the others, leaf by leaf."""
-  def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(condition.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
-  return jax.tree.map(pick, new, old)
-
-
-class MemberPrograms:
-  """The functions of a run, over members.
-
-  Arguments and results have a leading member axis, but for data and positions, which all members
-  share.
-  """
-
-  def __init__(self, programs: Programs):
-    """Args: `programs` of one member, on a mesh with a member axis."""
-    def over(function: Callable, axes: tuple[int | None, ...]) -> Callable:
-      return jax.vmap(function, in_axes=axes, spmd_axis_name=sharding.MEMBER_AXIS)
-
-    self.alone = programs
-    self.init = over(programs.init, (0, 0))
-    self.order = over(programs.order, (0, None))
-    self.evaluate = over(programs.evaluate, (0, 0, None, None, None))
-    self.predict = over(programs.predict, (0, None))
-    self._train = over(programs.train, (0, 0, 0, None, None, 0, None, None))
-
-  def train(self, state: step.TrainState, sums: step.Sums, hyper: dict[str, jax.Array],
-            images: jax.Array, labels: jax.Array, order: jax.Array, start: jax.Array,
-            stop: jax.Array, active: jax.Array) -> tuple[step.TrainState, step.Sums]:
-    """`Programs.train`; members that are not active (bool [M]) stay as they are."""
-    trained = self._train(state, sums, hyper, images, labels, order, start, stop)
-    return choose(active, trained, (state, sums))
-
-  def call(self, function: Callable, *args: Any, donate: Sequence[int] = ()) -> Any:
-    """Compiles one of the functions for these arguments, unless it is, and calls it."""
-    compiled = self.alone.compiled(function, *args, donate=donate,
-                                   out_shardings=sharding.by_member(self.alone.mesh))
-    return compiled(*args)
-
-
-def bytes_per_member(programs: Programs, hyper: dict[str, jax.Array]) -> int:
-  """A generous estimate of the device memory that one member needs.
-
-  Its state and its best, each while the next is made; and three times what the backward pass
-  keeps of the forward pass, for the larger of a training and an evaluation batch.
-  """
-  config, module = programs.config, programs.module
-  state = jax.eval_shape(programs.init, jax.ShapeDtypeStruct((), np.int32), hyper)
-
-  def backward(state: step.TrainState, images: jax.Array) -> Any:
-    def loss(params: Any) -> Any:
-      logits, _ = module.apply({'params': params, **state.model_state}, images, train=True,
-                               rngs={'dropout': state.step_key(step.DROPOUT)},
-                               mutable=list(state.model_state))
-      return jnp.mean(step.cross_entropy(logits, jnp.zeros(len(images), jnp.int32)))
-    return jax.vjp(loss, state.params)[1]
-
-  images = jax.ShapeDtypeStruct((config.data.batch_size, *programs.image_shape), np.float32)
-  size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-  kept = size(jax.eval_shape(backward, state, images))
-  batches = max(1.0, config.evaluate.batch_size / (2 * config.data.batch_size))
-  return int(4 * size(state) + 3 * batches * kept)
-
-
-def memory(mesh: Mesh) -> int:
-  """Bytes that a group may use: half of each device's memory, or a quarter of the machine's."""
-  stats = mesh.devices.flat[0].memory_stats() or {}
-  if 'bytes_limit' in stats:
-    return stats['bytes_limit'] // 2 * mesh.size
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4
-
-
-def group_size(equipment: Equipment, members: int, at_once: int) -> int:
-  """How many of these members train together: all, or equal groups that memory has room for.
-
-  Args:
-    equipment: programs and data.
-    members: how many there are.
-    at_once: how many may train together; 0: as many as memory has room for.
-  """
-  if not at_once:
-    programs = equipment.programs
-    needed = bytes_per_member(programs, hyper_arrays(programs.config))
-    at_once = max(1, memory(equipment.mesh) // needed)
-  groups = -(-members // at_once)
-  return -(-members // groups)
-
-
-def threads(equipment: Equipment, members: int, at_once: int) -> int:
-  """How many members train apart at a time: a thread a core on one CPU device, else one.
-
-  Programs that span devices must not run at the same time: each would wait for the other.
-  """
-  mesh, programs = equipment.mesh, equipment.programs
-  if mesh.size > 1:
-    return 1
-  if not at_once:
-    if sharding.platform(mesh) != 'cpu':
-      return 1
-    needed = bytes_per_member(programs, hyper_arrays(programs.config))
-    at_once = max(1, min(len(os.sched_getaffinity(0)), memory(mesh) // needed))
-  return min(at_once, members)
+from fmnist_jax.stacked import MemberPrograms, choose
 
 
 @dataclasses.dataclass

@@ -9,15 +9,16 @@ import fmnist_jax
 LAYERS = (
     ('errors',),
     ('config', 'interrupt', 'metrics', 'ops', 'backend'),
-    ('command', 'config_file', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
+    ('command', 'config_file', 'plan', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
      'progress'),
     ('manifest', 'epoch'),
-    ('checkpoint',),
+    ('checkpoint', 'stacked'),
     ('run', 'report'),
     ('evaluate',),
     ('session',),
     ('train', 'summary'),
     ('lockstep', 'compare'),
+    ('members',),
     ('population', 'main'),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
