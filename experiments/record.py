@@ -1,0 +1,128 @@
+"""What the experiments that train populations share: arguments, training, results.json, README."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fmnist_jax import backend, command
+from fmnist_jax import config as config_lib
+from fmnist_jax.interrupt import Interrupt
+
+BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
+QUICK = {'train.epochs': 1, 'data.train_examples': 3000, 'data.validation_examples': 500,
+         'data.test_examples': 500}
+
+
+@dataclasses.dataclass
+class Experiment:
+  """One start of an experiment.
+
+  Attributes:
+    folder: of the experiment, where results.json, README.md and pictures go.
+    runs: where what is trained lies; experiments that train the same share it.
+    args: of the command line.
+    interrupt: signals.
+  """
+  folder: pathlib.Path
+  runs: pathlib.Path
+  args: argparse.Namespace
+  interrupt: Interrupt
+
+  @property
+  def output(self) -> pathlib.Path:
+    """Where results go: a trial leaves the folder as it is."""
+    return self.runs / self.folder.name if self.args.quick else self.folder
+
+  def population(self, name: str, config: config_lib.Config, data_dir: str = '') -> pathlib.Path:
+    """Trains a config with `--seeds` seeds, or goes on; returns the population's directory."""
+    from fmnist_jax import population
+    seeds = self.args.seeds
+    changes = dict(QUICK) if self.args.quick else {}
+    changes['data.data_dir'] = data_dir or self.args.data_dir or config.data.data_dir
+    directory = self.runs / f'{name}_x{seeds}'
+    print(f'-- {directory}', flush=True)
+    population.train_population(config_lib.replace(config, changes), directory, seeds=seeds,
+                                interrupt=self.interrupt)
+    return directory
+
+  def save(self, results: Mapping[str, Any], text: str,
+           pictures: Mapping[str, bytes] | None = None) -> None:
+    """Writes results.json and pictures, and puts `text` between the marks of README.md."""
+    from fmnist_jax import workdir
+    self.output.mkdir(parents=True, exist_ok=True)
+    for name, content in (pictures or {}).items():
+      workdir.write_bytes(self.output / name, content)
+    workdir.write_json(self.output / 'results.json', results)
+    before, _, rest = (self.folder / 'README.md').read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    filled = f'{before}{BEGIN}\n{text.strip()}\n{END}{after}'
+    workdir.write_bytes(self.output / 'README.md', filled.encode())
+    print(text)
+    print(f'wrote {self.output / "results.json"}')
+
+  @contextlib.contextmanager
+  def clock(self) -> Iterator[Callable[[], float]]:
+    """Adds up the seconds of all starts; yields what tells the sum so far."""
+    path = self.runs / f'{self.folder.name}.seconds.json'
+    before = json.loads(path.read_text()) if path.exists() else 0.0
+    began = time.perf_counter()
+    total = lambda: before + time.perf_counter() - began
+    try:
+      yield total
+    finally:
+      self.runs.mkdir(parents=True, exist_ok=True)
+      path.write_text(json.dumps(total()))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells, the first the header, as Markdown; the first column left, the others right."""
+  header, *lines = rows
+  marks = ['---', *['---:'] * (len(header) - 1)]
+  return '\n'.join(f'| {" | ".join(row)} |' for row in [header, marks, *lines])
+
+
+def took(seconds: float) -> str:
+  """'This took 1 h 12 min.'"""
+  minutes = round(seconds / 60)
+  return f'This took {minutes // 60} h {minutes % 60} min.'
+
+
+def machine(results: Mapping[str, Any]) -> str:
+  """What it ran on, from a results.json or population.json."""
+  return f'{results["device"]}, jax {results["versions"]["jax"]}'
+
+
+def start(file: str, description: str, body: Callable[[Experiment], None], *, seeds: int,
+          extra: Callable[[argparse.ArgumentParser], None] = lambda parser: None) -> None:
+  """The command line of an experiment; the same command again goes on.
+
+  Args:
+    file: `__file__` of the script.
+    description: what it does.
+    body: does it.
+    seeds: by default.
+    extra: adds arguments of its own.
+  """
+  def main(interrupt: Interrupt) -> None:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--seeds', type=int, default=seeds, help='members of each population')
+    parser.add_argument('--runs', default='', help='where what is trained lies (default: '
+                        'runs/experiments, for a trial runs/experiments-quick)')
+    parser.add_argument('--data_dir', default='', help='folder with the four Fashion-MNIST files, '
+                        'if not where the library looks')
+    parser.add_argument('--quick', action='store_true', help='a trial of minutes on a few images: '
+                        'everything goes to --runs, nothing into this folder')
+    extra(parser)
+    args = parser.parse_args()
+    backend.prepare_environment()
+    runs = args.runs or ('runs/experiments-quick' if args.quick else 'runs/experiments')
+    body(Experiment(pathlib.Path(file).resolve().parent, pathlib.Path(runs), args, interrupt))
+
+  command.run(main)
