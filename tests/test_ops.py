@@ -198,10 +198,12 @@ def test_useful_size_reads_no_more_than_is_needed():
 @pytest.mark.parametrize('implementation', ['matmul', 'native'])
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 def test_dense_agrees_with_a_product(implementation, dtype):
-  x, w = draw(0, (2, 3, 7)), draw(1, (7, 5))
-  compare(lambda x, w: ops.dense(x, w, dtype=dtype, implementation=implementation),
-          lambda x, w: jnp.einsum('abi,io->abo', x, w, precision='highest').astype(dtype), x, w,
-          dtype=dtype)
+  x, w, bias = draw(0, (2, 3, 7)), draw(1, (7, 5)), draw(2, (5,))
+  for biases in ((bias,), ()):
+    compare(lambda *a: ops.dense(*a, dtype=dtype, implementation=implementation),
+            lambda x, w, *b: (jnp.einsum('abi,io->abo', x, w, precision='highest')
+                              + sum(b_[None, None] for b_ in b)).astype(dtype),
+            x, w, *biases, dtype=dtype)
 
 
 class Network(nn.Module):

@@ -77,6 +77,25 @@ def along_features(x: jax.Array, layout: str) -> jax.Array:
   return x.reshape(tuple(-1 if axis == 'C' else 1 for axis in layout))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def add_bias(y: jax.Array, bias: jax.Array, layout: str) -> jax.Array:
+  """Images plus one number a channel, in the images' dtype."""
+  return y + along_features(bias.astype(y.dtype), layout)
+
+
+def _add_bias_forward(y, bias, layout):
+  return add_bias(y, bias, layout), jnp.zeros((0,), bias.dtype)
+
+
+def _add_bias_backward(layout, like, dy):
+  # Pixels first: XLA:CPU vectorises that sum along the batch.
+  dbias = dy.astype(jnp.float32).sum((1, 2)).sum(0 if layout == 'NHWC' else 1)
+  return dy, dbias.astype(like.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
 def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> jax.Array:
   """[C, H, W, N] -> [h, w, C, H', W', N]: the image under each tap of the kernel.
 

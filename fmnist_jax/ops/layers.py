@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
-from fmnist_jax.ops.convolution import Padding, along_features, conv2d
+from fmnist_jax.ops.convolution import Padding, add_bias, conv2d
 from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, normalize
 from fmnist_jax.ops.pooling import max_pool
 from fmnist_jax.ops.products import dense
@@ -52,8 +52,7 @@ class Conv(nn.Module):
     y = conv2d(x, kernel, padding=self.padding, strides=self.strides, dtype=self.dtype,
                implementation=self.implementation, layout=self.layout)
     if self.use_bias:
-      bias = self.param('bias', _BIAS, (self.features,), jnp.float32)
-      y = y + along_features(bias.astype(y.dtype), self.layout)
+      y = add_bias(y, self.param('bias', _BIAS, (self.features,), jnp.float32), self.layout)
     return y
 
 
@@ -149,8 +148,5 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies by the kernel and adds the bias."""
     kernel = self.param('kernel', _KERNEL, (x.shape[-1], self.features), jnp.float32)
-    y = dense(x, kernel, dtype=self.dtype, implementation=self.implementation)
-    if self.use_bias:
-      bias = self.param('bias', _BIAS, (self.features,), jnp.float32).astype(y.dtype)
-      y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-    return y
+    bias = self.param('bias', _BIAS, (self.features,), jnp.float32) if self.use_bias else None
+    return dense(x, kernel, bias, dtype=self.dtype, implementation=self.implementation)

@@ -47,37 +47,46 @@ def transposed(x: jax.Array) -> jax.Array:
   return from_bits(jnp.concatenate([bits[:half].T, bits[half:].T], 1), x.dtype)
 
 
-def dense(x: jax.Array, kernel: jax.Array, *, implementation: str, dtype=None) -> jax.Array:
-  """[..., I] x [I, O] -> [..., O] with operands of `dtype`, accumulated in float32.
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
+          implementation: str, dtype=None) -> jax.Array:
+  """[..., I] x [I, O] + [O] -> [..., O] with operands of `dtype`, products summed in float32.
 
   Args:
     x: inputs.
     kernel: weights; may be float32 while `dtype` is narrower.
+    bias: added in float32 ('matmul') or in `dtype` ('native'); None: nothing.
     implementation: 'matmul' or 'native'; see the package.
     dtype: of the operands and of the result; None: what x and kernel promote to.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
   if implementation == 'native':
-    return jnp.matmul(x.astype(dtype), kernel.astype(dtype),
-                      preferred_element_type=jnp.float32).astype(dtype)
+    y = jnp.matmul(x.astype(dtype), kernel.astype(dtype),
+                   preferred_element_type=jnp.float32).astype(dtype)
+    return y if bias is None else y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+  if bias is None:
+    bias = jnp.zeros((kernel.shape[-1],), kernel.dtype)
   flat = x.reshape(-1, x.shape[-1])
-  return _dense(dtype.name, flat, kernel).reshape(*x.shape[:-1], -1).astype(dtype)
+  return _dense(dtype.name, flat, kernel, bias).reshape(*x.shape[:-1], -1).astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(dtype: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return matmul(x.astype(dtype), kernel.astype(dtype))
+def _dense(dtype: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+  return matmul(x.astype(dtype), kernel.astype(dtype)) + bias.astype(jnp.float32)[None]
 
 
-def _dense_forward(dtype, x, kernel):
-  return _dense(dtype, x, kernel), (x, kernel)
+def _dense_forward(dtype, x, kernel, bias):
+  # An empty array carries the dtype of the bias.
+  return _dense(dtype, x, kernel, bias), (x, kernel, jnp.zeros((0,), bias.dtype))
 
 
 def _dense_backward(dtype, residuals, dy):
-  x, kernel = residuals
+  x, kernel, like = residuals
+  # In two steps: XLA:CPU makes a slow window reduction of a sum of more than 32 rows.
+  rows = next(count for count in range(32, 0, -1) if len(dy) % count == 0)
+  dbias = dy.reshape(-1, rows, dy.shape[-1]).sum(0).sum(0).astype(like.dtype)
   dy = dy.astype(dtype)
   dx = matmul_nt(dy, kernel.astype(dtype)).astype(x.dtype)
-  return dx, matmul(transposed(x.astype(dtype)), dy).astype(kernel.dtype)
+  return dx, matmul(transposed(x.astype(dtype)), dy).astype(kernel.dtype), dbias
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
