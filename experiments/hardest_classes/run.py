@@ -1,0 +1,140 @@
+"""Which garments are taken for which, by every seed; see README.md."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import record
+
+from fmnist_jax import config_file, data, metrics, summary, workdir
+
+MODELS = ('mlp', 'cnn', 'cnn_blocks', 'cnn_augmented')
+PAIRS, SHOWN = 10, 40
+
+
+def classes(members: list[summary.Finished]) -> list[dict[str, object]]:
+  """Recall, precision, F1 of each class over members, hardest first."""
+  found = []
+  for k, entry in enumerate(members[0].results['per_class']):
+    scores = {name: summary.statistics([member.results['per_class'][k][name]
+                                        for member in members])
+              for name in ('recall', 'precision', 'f1')}
+    found.append({'name': entry['name'], **scores})
+  return sorted(found, key=lambda entry: entry['f1']['mean'])
+
+
+def pairs(members: list[summary.Finished]) -> list[dict[str, object]]:
+  """The commonest confusions over all members, and how stable they are from seed to seed."""
+  names = [entry['name'] for entry in members[0].results['per_class']]
+  matrices = [np.array(member.results['confusion_matrix']) for member in members]
+  tops = [{(pair.true, pair.predicted) for pair in metrics.most_confused(matrix, names, 5)}
+          for matrix in matrices]
+  found = []
+  for pair in metrics.most_confused(np.sum(matrices, axis=0), names, PAIRS):
+    true, predicted = names.index(pair.true), names.index(pair.predicted)
+    found.append({'true': pair.true, 'predicted': pair.predicted,
+                  'examples': summary.statistics([float(matrix[true, predicted])
+                                                  for matrix in matrices]),
+                  'among_the_first_five': sum((pair.true, pair.predicted) in top for top in tops),
+                  'members': len(members)})
+  return found
+
+
+def always_wrong(members: list[summary.Finished]) -> list[dict[str, object]]:
+  """Test images that no member gets right, with the members' votes; most agreed first."""
+  votes = np.stack([member.probabilities.argmax(1) for member in members])
+  labels = members[0].labels
+  lost = np.flatnonzero((votes != labels).all(0))
+  found = []
+  for index in lost:
+    counts = np.bincount(votes[:, index], minlength=members[0].probabilities.shape[1])
+    confidence = np.mean([member.probabilities[index].max() for member in members])
+    found.append({'image': int(index), 'label': int(labels[index]),
+                  'votes': {int(k): int(counts[k]) for k in np.argsort(-counts) if counts[k]},
+                  'confidence': float(confidence)})
+  return sorted(found, key=lambda entry: (-max(entry['votes'].values()), -entry['confidence']))
+
+
+def sheet(wrong: list[dict], dataset: data.Dataset) -> bytes:
+  """The first of the images that every member gets wrong: label, and who votes for what."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  from fmnist_jax.report import canvas
+  theme = canvas.LIGHT
+  shown = wrong[:SHOWN]
+  columns = 8
+  lines = max(1, -(-len(shown) // columns))
+  with canvas.drawing():
+    figure = Figure(figsize=(9.6, 1.75 * lines + 0.2), dpi=130, facecolor=theme.surface,
+                    layout='constrained')
+    FigureCanvasAgg(figure)
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for panel in panels:
+      panel.set_axis_off()
+    if shown:
+      images = dataset.test.fetch(np.array([entry['image'] for entry in shown]))
+      for panel, entry, image in zip(panels, shown, images):
+        panel.imshow(image[..., 0], cmap='gray_r', interpolation='nearest')
+        votes = '\n'.join(f'{count} x {canvas.short(dataset.class_names[k])}'
+                          for k, count in list(entry['votes'].items())[:3])
+        panel.set_title(f'#{entry["image"]}: {canvas.short(dataset.class_names[entry["label"]])}',
+                        fontsize=7.5, color=theme.ink, pad=2)
+        panel.text(0.5, -0.03, votes, transform=panel.transAxes, ha='center', va='top',
+                   fontsize=7, color=theme.wrong)
+    return canvas.png(figure)
+
+
+def body(experiment: record.Experiment) -> None:
+  """Trains, or finds trained, some of the published models, and looks at all their mistakes."""
+  from fmnist_jax.report import canvas, pictures
+  with experiment.clock() as seconds:
+    found, everyone = {}, []
+    for name in MODELS:
+      directory = experiment.population(name, config_file.load(name))
+      population = workdir.read_json(directory / 'population.json')
+      members = [summary.read(directory / 'members' / member)
+                 for member in population['groups'][0]['members']]
+      everyone += members
+      found[name] = {'classes': classes(members), 'pairs': pairs(members)}
+    dataset = data.load(workdir.read_config(directory).data)
+    wrong = always_wrong(everyone)
+    confusion = np.sum([member.results['confusion_matrix'] for member in everyone], axis=0)
+    results = {'models': found, 'members': len(everyone), 'classes': classes(everyone),
+               'pairs': pairs(everyone), 'always_wrong': wrong,
+               'confusion_matrix': confusion.tolist(), 'seconds': seconds(),
+               'device': population['device'], 'versions': population['versions'],
+               'synthetic': population['synthetic']}
+  rows = [['class', *(f'F1 %, `{name}`' for name in MODELS)]]
+  by_name = {name: {entry['name']: entry['f1'] for entry in found[name]['classes']}
+             for name in MODELS}
+  for entry in results['classes']:
+    rows.append([entry['name'], *(summary.plus_minus(by_name[name][entry['name']], 100, 2)
+                                  for name in MODELS)])
+  confusions = [['taken for', 'images a member', 'lowest to highest',
+                 'members with it among their first five']]
+  for pair in results['pairs']:
+    counts = pair['examples']
+    confusions.append([f'{pair["true"]} for {pair["predicted"]}', f'{counts["mean"]:.0f}',
+                       f'{counts["min"]:.0f} to {counts["max"]:.0f}',
+                       f'{pair["among_the_first_five"]} of {pair["members"]}'])
+  lost = np.bincount([entry['label'] for entry in wrong], minlength=len(dataset.class_names))
+  which = ', '.join(f'{dataset.class_names[k]} {lost[k]}' for k in np.argsort(-lost) if lost[k])
+  text = (f'{record.table(rows)}\n\n{record.table(confusions)}\n\n'
+          f'{len(wrong)} of {len(dataset.test):,} test images are wrong with every one of '
+          f'{len(everyone)} members{": " + which if which else ""}. {record.machine(population)}. '
+          f'{record.took(results["seconds"])}\n\n![confusion matrix of all members](confusion.png)'
+          '\n\n![test images that every member gets wrong, and what it takes them for]'
+          '(always_wrong.png)')
+  with canvas.drawing():
+    matrix = canvas.png(pictures.confusion_matrix(confusion, dataset.class_names, canvas.LIGHT))
+  experiment.save(results, text, {'confusion.png': matrix,
+                                  'always_wrong.png': sheet(wrong, dataset)})
+
+
+if __name__ == '__main__':
+  record.start(__file__, __doc__, body, seeds=5)

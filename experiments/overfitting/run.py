@@ -1,0 +1,146 @@
+"""What narrows the gap between training and validation; see README.md."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import record
+
+from fmnist_jax import compare, config_file, metrics, summary, workdir
+from fmnist_jax.config import CNN, MLP, Adam, AdamW, Augment, Config, Data, Train
+
+EPOCHS = {'mlp': 40, 'cnn': 20}
+LAYERS = {'mlp': {False: MLP(hidden=(128,)), True: MLP(hidden=(128,), dropout=0.3)},
+          'cnn': {False: CNN(), True: CNN(dropout=(0.25, 0.25), dense_dropout=0.4)}}
+REMEDIES = {
+    'nothing': (), 'dropout': ('dropout',), 'weight decay': ('decay',),
+    'augmentation': ('augment',), 'early stopping': ('stop',),
+    'all of them': ('dropout', 'decay', 'augment', 'stop')}
+
+
+def config(family: str, remedies: tuple[str, ...]) -> Config:
+  """A family with the plain recipe of the tutorials (Adam, constant rate) and some remedies."""
+  optim = AdamW(weight_decay=0.1) if 'decay' in remedies else Adam()
+  augment = Augment(flip=0.5, shift=2) if 'augment' in remedies else Augment()
+  return Config(
+      data=Data(augment=augment), model=LAYERS[family]['dropout' in remedies], optim=optim,
+      train=Train(epochs=EPOCHS[family], monitor='validation_loss',
+                  early_stopping_patience=4 if 'stop' in remedies else 0))
+
+
+def describe(directory: pathlib.Path) -> dict[str, object]:
+  """Gaps, losses and accuracies of a population, with intervals."""
+  group, = workdir.read_json(directory / 'population.json')['groups']
+  members = [summary.read(directory / 'members' / name) for name in group['members']]
+  last = [member.history[-1] for member in members]
+  best_loss = [min(entry['validation_loss'] for entry in member.history) for member in members]
+  return {
+      'gap_at_end': summary.statistics([entry['clean_train_accuracy']
+                                        - entry['validation_accuracy'] for entry in last]),
+      'validation_accuracy_at_end': summary.statistics([entry['validation_accuracy']
+                                                        for entry in last]),
+      'loss_rise': summary.statistics([entry['validation_loss'] - low
+                                       for entry, low in zip(last, best_loss)]),
+      'epochs': group['epochs'], 'accuracy': group['accuracy'], 'loss': group['loss'],
+      'members': [entry['clean_train_accuracy'] - entry['validation_accuracy'] for entry in last]}
+
+
+def picture(directories: dict[str, dict[str, pathlib.Path]]) -> bytes:
+  """A row a remedy, a column a family: accuracy of training and validation with their bands."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
+
+  from fmnist_jax.report import canvas
+  theme = canvas.LIGHT
+  with canvas.drawing():
+    figure = Figure(figsize=(7.2, 1.75 * len(REMEDIES) + 0.4), dpi=150, facecolor=theme.surface,
+                    layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(REMEDIES), len(LAYERS), sharex='col', sharey='col')
+    for column, family in enumerate(LAYERS):
+      for row, remedy in enumerate(REMEDIES):
+        panel, directory = axes[row, column], directories[family][remedy]
+        group, = workdir.read_json(directory / 'population.json')['groups']
+        histories = [workdir.History(directory / 'members' / name / 'metrics.jsonl').read()
+                     for name in group['members']]
+        for kind, label, color in (('clean_train', 'training, clean', theme.first),
+                                   ('validation', 'validation', theme.second)):
+          mean, std = (100 * part for part in summary.spread(histories, f'{kind}_accuracy'))
+          epochs = np.arange(1, len(mean) + 1)
+          panel.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.25, linewidth=0)
+          panel.plot(epochs, mean, color=color, linewidth=1.6, label=label,
+                     marker='o' if len(mean) == 1 else '')
+        panel.set_title(f'{family.upper()}, {remedy}', fontsize=9, loc='left', color=theme.ink)
+        panel.grid(color=theme.grid, linewidth=0.8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        panel.set_ylabel('accuracy (%)' if not column else '', color=theme.ink)
+    for panel in axes[-1]:
+      panel.set_xlabel('epoch', color=theme.ink)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return canvas.png(figure)
+
+
+def lessons(found: dict[str, dict[str, dict]], deeper: dict) -> list[str]:
+  """What the publications teach, and whether it is so here."""
+  lines = []
+  for family, remedies in found.items():
+    plain = remedies['nothing']
+    for remedy in list(remedies)[1:]:
+      gap = metrics.paired_difference([100 * value for value in plain['members']],
+                                      [100 * value for value in remedies[remedy]['members']])
+      accuracy = metrics.paired_difference(
+          [100 * value for value in plain['accuracy']['values']],
+          [100 * value for value in remedies[remedy]['accuracy']['values']])
+      verdict = [_verdict(gap, 'narrows', 'widens', 'the gap'),
+                 _verdict(accuracy, 'lowers', 'raises', 'test accuracy')]
+      lines.append(f'{family.upper()}, {remedy}: {" and ".join(verdict)}.')
+  lines.append(f'"The deeper CNN is no better" (B2), with a proper recipe: {deeper["words"]}')
+  return lines
+
+
+def _verdict(change: metrics.Interval, less: str, more: str, what: str) -> str:
+  shown = f'({change.mean:+.2f} +- {change.half_width or 0:.2f} points)'
+  if change.half_width is None or abs(change.mean) <= change.half_width:
+    return f'changes {what} by nothing that these seeds show {shown}'
+  return f'{less if change.mean < 0 else more} {what} {shown}'
+
+
+def body(experiment: record.Experiment) -> None:
+  """Trains every family with every remedy, and B2's two CNNs."""
+  with experiment.clock() as seconds:
+    directories = {family: {remedy: experiment.population(
+        f'overfitting_{family}_{remedy.replace(" ", "_")}', config(family, remedies))
+        for remedy, remedies in REMEDIES.items()} for family in LAYERS}
+    found = {family: {remedy: describe(directory) for remedy, directory in remedies.items()}
+             for family, remedies in directories.items()}
+    pair = [experiment.population(name, config_file.load(name))
+            for name in ('cnn_basic', 'cnn_deep')]
+    deeper = compare.difference(*compare.read(pair))
+    one = workdir.read_json(pair[0] / 'population.json')
+    results = {'remedies': found, 'deeper': deeper, 'lessons': lessons(found, deeper),
+               'seconds': seconds(), 'device': one['device'], 'versions': one['versions'],
+               'synthetic': one['synthetic']}
+  rows = [['', 'gap at the end, points', 'validation at the end %', 'validation loss above its '
+           'lowest', 'test accuracy % (best epoch)', 'test loss', 'epochs']]
+  for family, remedies in found.items():
+    for remedy, entry in remedies.items():
+      rows.append([f'{family.upper()}, {remedy}', summary.plus_minus(entry['gap_at_end'], 100, 2),
+                   summary.plus_minus(entry['validation_accuracy_at_end'], 100, 2),
+                   summary.plus_minus(entry['loss_rise'], 1, 3),
+                   summary.plus_minus(entry['accuracy'], 100, 2),
+                   summary.plus_minus(entry['loss'], 1, 4),
+                   f'{np.mean(entry["epochs"]):.0f}'])
+  words = '\n'.join(f'- {line}' for line in results['lessons'])
+  text = (f'{record.table(rows)}\n\nMeans over {experiment.args.seeds} seeds with 95 % intervals. '
+          f'{record.machine(one)}. {record.took(results["seconds"])}\n\n{words}\n\n'
+          '![accuracy by epoch, one standard deviation about the mean](curves.png)')
+  experiment.save(results, text, {'curves.png': picture(directories)})
+
+
+if __name__ == '__main__':
+  record.start(__file__, __doc__, body, seeds=5)
