@@ -38,22 +38,29 @@ class CNN(nn.Module):
     how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
     pool = {'max': ops.max_pool, 'average': ops.avg_pool}[config.pooling]
     # Rectifying and pooling in one operation does a quarter of the elementwise work.
-    fuse = (config.pooling, config.activation, config.batch_norm) == ('max', 'relu', False)
-    names = (f'Conv_{i}' for i in itertools.count())  # Whichever layer it is.
+    fuse = (config.pooling, config.activation) == ('max', 'relu')
+    # Parameters have the same names however the layers are fused.
+    conv_names = map('Conv_{}'.format, itertools.count())
+    norm_names = map('BatchNorm_{}'.format, itertools.count())
     x = ops.to_layout(images_BxHxWxC, layout)
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
       # BatchNorm has a shift of its own, which makes the bias redundant.
       conv: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2,
                               'padding': config.padding, 'layout': layout}
       for last in [False] * (config.convolutions - 1) + [True]:
-        if last and window and fuse:
-          x = ops.ConvReluMaxPool(**conv, **how, window=(window, window), name=next(names),
+        if last and window and fuse and not config.batch_norm:
+          x = ops.ConvReluMaxPool(**conv, **how, window=(window, window), name=next(conv_names),
                                   limit=_needed(config, block, x.shape[1:3]))(x)
           continue
-        x = ops.Conv(**conv, **how, use_bias=not config.batch_norm, name=next(names))(x)
+        x = ops.Conv(**conv, **how, use_bias=not config.batch_norm, name=next(conv_names))(x)
+        if config.batch_norm and fuse:
+          side = (window if last else 0) or 1
+          x = ops.BatchNormReluMaxPool((side, side), use_running_average=not train, **how,
+                                       layout=layout, name=next(norm_names))(x)
+          continue
         if config.batch_norm:
           x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=layout.index('C'),
-                           dtype=self.dtype)(x)
+                           dtype=self.dtype, name=next(norm_names))(x)
         x = activation(x)
         if last and window:
           x = pool(x, (window, window), implementation=self.implementation, layout=layout)
