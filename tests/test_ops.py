@@ -286,6 +286,24 @@ def test_a_sharded_batch_gives_the_same_gradients():
   assert_close(step(jax.device_put(params, place(PartitionSpec())), sharded), gradients)
 
 
+def test_batch_norm_sharded_and_vectorised():
+  """Statistics are of the whole batch however it is split; members keep their own."""
+  x, scale, bias = draw(0, (8, 6, 6, 3)), draw(1, (3,)), draw(2, (3,))
+  def total(x, scale, bias):
+    y, mean, variance = ops.batch_norm_relu_max_pool(x, scale, bias, window=(2, 2),
+                                                     implementation='matmul')
+    return jnp.sum(y ** 2), (mean, variance)
+  f = jax.value_and_grad(total, (0, 1, 2), has_aux=True)
+  alone = jax.jit(f)(x, scale, bias)
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+  sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  assert_close(jax.jit(f)(sharded, scale, bias), alone)
+  members = jax.jit(jax.vmap(f))(jnp.stack([x, -2 * x]), jnp.stack([scale, -scale]),
+                                 jnp.stack([bias, bias]))
+  assert_close(jax.tree.map(lambda a: a[0], members), alone)
+  assert_close(jax.tree.map(lambda a: a[1], members), jax.jit(f)(-2 * x, -scale, bias))
+
+
 def test_defaults():
   assert ops.default_implementation('cpu') == 'matmul'
   assert {ops.default_implementation(p) for p in ('gpu', 'tpu')} == {'native'}

@@ -33,7 +33,14 @@ from fmnist_jax.ops.pooling import (
     split_windows,
     to_winners,
 )
-from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
+from fmnist_jax.ops.products import (
+    as_bits,
+    from_bits,
+    matmul,
+    matmul_nt,
+    sum_of_channels,
+    transposed,
+)
 
 
 def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
@@ -159,7 +166,7 @@ def _backward(dtype, pads, window, residuals, dout):
   (sh, sw), (_, out_h, out_w, batch) = window, marked.shape
   mask = _mask(window)
   dout = jnp.where(marked > mask, dout, jnp.zeros((), dout.dtype))
-  dbias = dout.astype(jnp.float32).sum((1, 2, 3)).astype(like_bias.dtype)
+  dbias = sum_of_channels(dout).astype(like_bias.dtype)
   winner = mask - (marked & mask)
   parts = to_winners(as_bits(dout.astype(dtype)), winner, window)
   if channels <= _PHASES_UP_TO:

@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fmnist_jax.ops.products import as_bits, from_bits, matmul, matmul_nt, transposed
+from fmnist_jax.ops.products import (
+    as_bits,
+    from_bits,
+    matmul,
+    matmul_nt,
+    sum_of_channels,
+    transposed,
+)
 
 Padding = Union[str, Sequence[tuple[int, int]]]
 
@@ -88,9 +95,9 @@ def _add_bias_forward(y, bias, layout):
 
 
 def _add_bias_backward(layout, like, dy):
-  # Pixels first: XLA:CPU vectorises that sum along the batch.
-  dbias = dy.astype(jnp.float32).sum((1, 2)).sum(0 if layout == 'NHWC' else 1)
-  return dy, dbias.astype(like.dtype)
+  if layout == 'NHWC':
+    return dy, dy.astype(jnp.float32).sum((0, 1, 2)).astype(like.dtype)
+  return dy, sum_of_channels(dy).astype(like.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

@@ -2,8 +2,7 @@
 
 BatchNorm maps each channel by a line a x + b. The largest of a window after it is the largest
 before it, or the smallest where a is negative, so pooling comes first and all else is done for the
-winners alone. Sums over pixels come before sums over the batch: XLA vectorises these along the
-batch.
+winners alone.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from jax import lax
 
 from fmnist_jax.ops.convolution import along_features, to_layout
 from fmnist_jax.ops.pooling import join_windows, max_pool, positions, split_windows, to_winners
-from fmnist_jax.ops.products import as_bits, from_bits
+from fmnist_jax.ops.products import as_bits, from_bits, sum_of_channels
 
 
 def batch_norm_relu_max_pool(
@@ -65,8 +64,8 @@ def _statistics(x):
   """Mean and biased variance of each channel of [C, H, W, N], float32 [C]."""
   x = x.astype(jnp.float32)
   count = x.size // x.shape[0]
-  mean = x.sum((1, 2)).sum(1) / count
-  return mean, jnp.maximum((x * x).sum((1, 2)).sum(1) / count - mean * mean, 0.0)
+  mean = x.sum((1, 2, 3)) / count
+  return mean, jnp.maximum(sum_of_channels(x * x) / count - mean * mean, 0.0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -106,7 +105,7 @@ def _backward(window, epsilon, dtype, residuals, cotangents):
   x, _, _, scale, bias, mean, variance = residuals
   winner, normal, y = _winners(residuals, window, epsilon)
   dy = jnp.where(y > 0, cotangents[0].astype(jnp.float32), 0.0)
-  dbias, dscale = dy.sum((1, 2)).sum(1), (dy * normal).sum((1, 2)).sum(1)
+  dbias, dscale = sum_of_channels(dy), sum_of_channels(dy * normal)
   # The gradient is a line in x, plus a multiple of dy at the winners.
   inverse = lax.rsqrt(variance + epsilon)
   count = x.size // x.shape[0]
