@@ -1,7 +1,11 @@
 """Populations: each member is the run that its seed is alone, whichever way they are trained."""
 
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,6 +15,7 @@ import scipy.stats
 import sklearn.metrics
 
 import fmnist_jax
+from fmnist_jax import command as command_lib
 from fmnist_jax import config as config_lib
 from fmnist_jax import members, population, sharding, stacked, step, workdir
 from fmnist_jax import train as train_lib
@@ -406,3 +411,49 @@ def test_groups_are_equal_and_fit_into_memory(monkeypatch):
   assert members.group_size(equipment, 7, 6) == 4
   monkeypatch.setattr(members, 'memory', lambda _: 1)
   assert members.group_size(equipment, 5, 0) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['sequential', 'vectorized'])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, mode):
+  root = pathlib.Path(__file__).parents[1]
+  environment = {**os.environ, 'PYTHONPATH': str(root), 'XLA_FLAGS': ''}
+  command = [sys.executable, '-m', 'fmnist_jax.population', '--config=smoke', '--seeds=2',
+             '--workdir=run', f'--mode={mode}', '--vary=optim.learning_rate=1e-3,3e-3',
+             '--config.train.epochs=20', '--config.train.early_stopping_patience=0',
+             '--config.data.train_examples=700', '--config.data.test_examples=60']
+  start = lambda: subprocess.Popen(command, cwd=tmp_path, env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  process = start()
+  while 'epoch  2/20' not in process.stdout.readline():
+    assert process.poll() is None
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 143 and 'Interrupted by SIGTERM.' in err
+  assert not (tmp_path / 'run' / 'population.json').exists()
+  process = start()
+  out, err = process.communicate(timeout=300)
+  assert (process.returncode, err) == (0, '')
+  assert out.count('/20  ') < {'sequential': 80, 'vectorized': 20}[mode], 'it goes on'
+  assert 'optim.learning_rate=0.003' in out and 'ensemble' in out
+  for name in ('seed-0_optim.learning_rate-0.001', 'seed-1_optim.learning_rate-0.003'):
+    history = runs.history(tmp_path / 'run' / 'members' / name)
+    assert [record['epoch'] for record in history] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    (['--seeds=0'], 'error: --seeds is 0; it must be at least 1.'),
+    (['--sedes=2'], 'error: There is no option --sedes=2; see --help'),
+    (['--seeds=two'], "error: --seeds is 'two'; it must be a whole number."),
+    (['--config=nowhere'], 'error: There is no config file nowhere'),
+    (['--config.train.epochs=0'], 'error: train.epochs is 0; it must be at least 1.'),
+])
+def test_a_mistake_is_told_in_one_sentence(monkeypatch, capsys, tmp_path, arguments, says):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'argv', ['population', '--config=smoke', *arguments])
+  with pytest.raises(SystemExit) as left:
+    command_lib.run(population.main)
+  assert left.value.code == 1
+  err = capsys.readouterr().err
+  assert err.startswith(says) and err.count('\n') == 1
+  assert not list(tmp_path.iterdir())
