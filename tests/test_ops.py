@@ -94,8 +94,9 @@ def test_pools_agree_with_native(size, window, strides, padding, kind, dtype, ti
 
 
 @pytest.mark.parametrize('implementation', ['matmul', 'native'])
-def test_the_first_of_equals_gets_the_gradient(implementation):
-  x = jnp.array([[1., 3., 0., 0.], [3., 3., 0., 0.]])[None, :, :, None]
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+def test_the_first_of_equals_gets_the_gradient(implementation, dtype):
+  x = jnp.array([[-1., 3., 0., 0.], [3., 3., 0., 0.]], dtype)[None, :, :, None]
   grad = jax.grad(lambda x: ops.max_pool(x, (2, 2), implementation=implementation).sum())(x)
   np.testing.assert_array_equal(grad[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
 
