@@ -9,7 +9,7 @@ train: $(VENV)/.installed  ## trains, evaluates and explains configs/cnn.py in r
 	$(BIN)/python -m fmnist_jax.main --config=configs/cnn.py --config.data.offline_fallback=true
 
 test: $(VENV)/.installed-test  ## passes the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
 
 def get_config() -> Config:
   return Config(
-      model=CNN(channels=(32, 64, 128), convolutions=2, padding='SAME', pool=(2, 2, 2),
-                batch_norm=True, dropout=(0.1, 0.2, 0.3), dense=(128,), dense_dropout=0.3),
+      model=CNN(channels=(16, 32, 64), convolutions=2, padding='SAME', pool=(2, 2, 2),
+                batch_norm=True, dropout=(0.1, 0.1, 0.2), dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
       train=Train(epochs=15, ema_decay=0.999))

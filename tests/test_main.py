@@ -128,13 +128,14 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(tmp_path):
   for delay in itertools.chain([0.5, 1.5], itertools.count(2.5, 0.4)):
     process = start([*arguments, '--workdir=killed'], tmp_path)
     try:
-      process.communicate(timeout=delay)
+      _, err = process.communicate(timeout=delay)
       break
     except subprocess.TimeoutExpired:
       process.kill()
       process.communicate()
       kills += 1
-  assert process.returncode == 0 and kills >= 4
+  assert process.returncode == 0, err
+  assert kills >= 4
   runs.assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
   assert not list((tmp_path / 'killed').rglob('.*partial*'))
   assert not list((tmp_path / 'killed').glob('checkpoints/.*'))
