@@ -1,4 +1,4 @@
-"""B1's CNN: two convolutions, two pools, dense 128: 225,034 parameters.
+"""The CNN that tutorials come to: two convolutions, two pools, dense 128: 225,034 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn.py
 

@@ -1,4 +1,5 @@
-"""B5's CNN: augmentation by rotation, shifts and flips, early stopping: PARAMS parameters.
+"""The blocks of `cnn_blocks` with flips, shifts, rotation and zoom, and early stopping: PARAMS
+parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_augmented.py
 
@@ -14,4 +15,4 @@ def get_config() -> Config:
       model=CNN(channels=(32, 64, 128), padding='SAME', pool=(2, 2, 2), batch_norm=True,
                 dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=25, ema_decay=0.999, early_stopping_patience=10))
+      train=Train(epochs=12, ema_decay=0.999, early_stopping_patience=5))

@@ -1,4 +1,4 @@
-"""B2's basic CNN: one convolution, one pool, dense 128: 693,962 parameters.
+"""The smallest CNN: one convolution, one pool, dense 128: 693,962 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_basic.py
 

@@ -1,4 +1,4 @@
-"""B4's CNN: three blocks of convolution, BatchNorm, ReLU, pool; dense 128 with dropout: PARAMS
+"""Three blocks of convolution, BatchNorm, ReLU, pool; dense 128 with dropout: PARAMS
 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_blocks.py
@@ -14,4 +14,4 @@ def get_config() -> Config:
       model=CNN(channels=(32, 64, 128), padding='SAME', pool=(2, 2, 2), batch_norm=True,
                 dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=15, ema_decay=0.999))
+      train=Train(epochs=10, ema_decay=0.999))

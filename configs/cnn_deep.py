@@ -1,4 +1,4 @@
-"""B2's deeper CNN: three blocks of two convolutions, BatchNorm, dropout: PARAMS parameters.
+"""A deeper CNN: three blocks of two convolutions, BatchNorm, dropout: PARAMS parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_deep.py
 
@@ -13,4 +13,4 @@ def get_config() -> Config:
       model=CNN(channels=(16, 32, 64), convolutions=2, padding='SAME', pool=(2, 2, 2),
                 batch_norm=True, dropout=(0.1, 0.1, 0.2), dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=15, ema_decay=0.999))
+      train=Train(epochs=8, ema_decay=0.999))

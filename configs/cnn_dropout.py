@@ -1,4 +1,4 @@
-"""B3's final CNN: three convolutions, two pools, dropout: PARAMS parameters.
+"""Three convolutions, two pools, dropout: PARAMS parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_dropout.py
 
@@ -13,4 +13,4 @@ def get_config() -> Config:
       model=CNN(channels=(32, 64, 128), pool=(2, 2, 0), dropout=(0.25, 0.4, 0.0), dense=(128,),
                 dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=15, ema_decay=0.999))
+      train=Train(epochs=12, ema_decay=0.999))

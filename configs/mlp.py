@@ -1,4 +1,4 @@
-"""B1's dense network: 784-128-10, 101,770 parameters.
+"""The dense network that tutorials start from: 784-128-10, 101,770 parameters.
 
   python -m fmnist_jax.main --config=configs/mlp.py
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fmnist_jax.errors import WorkdirError
+
 MISTAKES = 20  # shown in a report
 SAMPLES = 10  # training images shown of each class
 
@@ -35,6 +37,9 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
     class_names: K names.
     config: the object of config.json.
     validation_labels: of the images held out of training; None when there are none.
+
+  Raises:
+    WorkdirError: when the folder cannot be written.
   """
   # Here, because matplotlib takes longer to import than the rest of this library.
   from fmnist_jax.report import canvas, examples, page, pictures
@@ -66,7 +71,11 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
   text = page.render(history=history, results=results, config=config, class_names=class_names,
                      charts=charts, samples=samples, wrong=wrong, right=right)
   files['report.html'] = text.encode('utf-8')
-  _replace(workdir / 'report', files)
+  try:
+    _replace(workdir / 'report', files)
+  except OSError as error:
+    raise WorkdirError(f'{workdir / "report"} could not be written: {error.strerror}; free some '
+                       'space or give permission, then run the same command again.') from error
 
 
 def _replace(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
