@@ -37,7 +37,7 @@ def config(**train):
 
 def quick_config(**train):
   """All that the vectorised loop has to keep, quick to compile."""
-  full = config(**train)
+  full = config(precision='float32', **train)
   full.data.augment = config_lib.Augment(flip=0.5)
   full.model = config_lib.MLP(hidden=(16,), dropout=0.2)
   return full
