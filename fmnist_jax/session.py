@@ -215,7 +215,9 @@ class Session:
       DivergenceError: see `train_epoch`.
       UserError: when a file cannot be written.
     """
-    self._ticked = time.perf_counter()
+    # What was compiled until here was not part of training.
+    self.progress.seconds['compile'] += self.programs.compile_seconds - self._compile_ticked
+    self._ticked, self._compile_ticked = time.perf_counter(), self.programs.compile_seconds
     with self.interrupt.deferred():
       try:
         while not self.progress.finished:

@@ -51,6 +51,7 @@ def test_results_and_history_have_the_promised_fields(finished):
       'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device'}
   assert found['synthetic'] is True and found['split'] == 'test'
   assert set(found['seconds']) == {'data', 'compile', 'train', 'evaluate'}
+  assert all(value > 0 for value in found['seconds'].values())
   records = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
   assert [record['epoch'] for record in records] == list(range(1, found['epochs'] + 1))
   assert [record['step'] for record in records] == [20 * n for n in range(1, found['epochs'] + 1)]
