@@ -38,8 +38,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation:
     x: [N, H, W, C] images, or as `layout` says.
     kernel: [h, w, C / groups, O] weights; may be float32 while `dtype` is narrower.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)) pixels of zeros.
-    implementation: 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation, groups,
-      16 times more padding than image) is done by 'native' too.
+    implementation: 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation, groups)
+      is done by 'native' too.
     strides: steps of the kernel over the image, pixels.
     dilation: distance between the taps of the kernel, pixels.
     groups: groups of channels that do not mix.
