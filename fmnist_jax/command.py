@@ -5,6 +5,8 @@ This module imports neither jax nor anything that does.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -16,7 +18,8 @@ from fmnist_jax.interrupt import Interrupt, Interrupted
 def run(main: Callable[[Interrupt], None]) -> NoReturn:
   """Calls `main` with signals watched, then exits.
 
-  The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number.
+  The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number,
+  SIGPIPE's where the reader of our output has left.
   """
   code = 0
   try:
@@ -28,6 +31,10 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
   except Interrupted as interrupted:
     print(interrupted, file=sys.stderr)
     code = interrupted.exit_code
+  except BrokenPipeError:
+    # Whoever read our output has left. Python would fail again on flushing it at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 128 + signal.SIGPIPE
   sys.exit(code)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import runpy
+import textwrap
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -139,7 +140,7 @@ def describe(config: config_lib.Config) -> str:
     text = field.metadata['help'] + (f' [{choices}]' if choices else '')
     shown = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
     lines.append(f'  --config.{name}={shown or "()" if isinstance(value, tuple) else shown}\n'
-                 f'      {text}')
+                 + textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6))
   for name in ('model', 'optim', 'optim.schedule'):
     owner, section = (config, name) if '.' not in name else (config.optim, 'schedule')
     kinds = config_lib.section_types(type(owner), section)

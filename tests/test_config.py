@@ -144,7 +144,7 @@ def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch):
 
 
 def test_every_field_is_explained():
-  text = config_file.describe(Config())
+  text = ' '.join(config_file.describe(Config()).split())
   for name, _, field in config_lib.leaves(Config()):
     assert f'--config.{name}=' in text and field.metadata['help'] in text
   for section in dataclasses.fields(Config):

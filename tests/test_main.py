@@ -95,6 +95,12 @@ def test_help_explains_every_field(tmp_path):
     assert part in out
 
 
+def test_a_reader_that_leaves_gets_no_traceback(tmp_path):
+  with start(['--help'], tmp_path) as process:
+    process.stdout.close()
+    assert process.stderr.read() == '' and process.wait() == 141
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_leaves_and_the_next_start_goes_on(tmp_path, number, code):
