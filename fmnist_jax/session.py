@@ -162,6 +162,8 @@ class Session:
     """Goes on from the newest intact checkpoint, if there is one."""
     newest = self.checkpoints.latest_good()
     if newest is None:
+      # Records of epochs whose checkpoint was never finished.
+      self.directory.history.truncate(0)
       return
     saved = self.checkpoints.progress(newest)
     if saved['data']['sha256'] != self.progress.data['sha256']:

@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere ends with the bits of the run that was not."""
 
 import dataclasses
+import shutil
 
 import pytest
 import runs
@@ -64,6 +65,17 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_and_no_bits(whole, tmp_path)
                        key=lambda path: int(path.name))
   assert len(checkpoints) > 1
   (checkpoints[-1] / 'progress.json').write_text('{}')
+  train_and_evaluate(config, tmp_path / 'run')
+  runs.assert_same_run(whole, tmp_path / 'run')
+
+
+def test_a_kill_before_the_first_checkpoint_leaves_no_record_twice(whole, tmp_path):
+  config = runs.full_config()
+  with pytest.raises(Interrupted):
+    train_and_evaluate(config, tmp_path / 'run', interrupt=runs.InterruptAt(9))
+  assert len(runs.history(tmp_path / 'run')) == 1
+  # As if killed after the record was written and before the checkpoint was.
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints')
   train_and_evaluate(config, tmp_path / 'run')
   runs.assert_same_run(whole, tmp_path / 'run')
 
