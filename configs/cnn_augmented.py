@@ -1,9 +1,10 @@
-"""The blocks of `cnn_blocks` with flips, shifts, rotation and zoom, and early stopping: PARAMS
+"""The blocks of `cnn_blocks` with flips, shifts, rotation and zoom, and early stopping: 241,770
 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_augmented.py
 
-TIME_cnn_augmented
+91.6 % on the test images of Fashion-MNIST (seed 0), 201 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16 (shared with other work).
 """
 
 from fmnist_jax.config import CNN, AdamW, Augment, Config, Data, OneCycle, Train

@@ -1,9 +1,10 @@
-"""Three blocks of convolution, BatchNorm, ReLU, pool; dense 128 with dropout: PARAMS
+"""Three blocks of convolution, BatchNorm, ReLU, pool; dense 128 with dropout: 241,770
 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_blocks.py
 
-TIME_cnn_blocks
+92.9 % on the test images of Fashion-MNIST (seed 0), 185 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16 (shared with other work).
 """
 
 from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train

@@ -1,8 +1,9 @@
-"""A deeper CNN: three blocks of two convolutions, BatchNorm, dropout: PARAMS parameters.
+"""A deeper CNN: three blocks of two convolutions, BatchNorm, dropout: 147,162 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_deep.py
 
-TIME_cnn_deep
+92.7 % on the test images of Fashion-MNIST (seed 0), 202 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16 (shared with other work).
 """
 
 from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
