@@ -58,6 +58,16 @@ def test_native_and_matmul_are_one_function_with_one_set_of_parameters(config):
                expected, found)
 
 
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('config', [CNN(), MLP()])
+def test_bytes_are_scaled_to_the_unit_interval(config, implementation):
+  module, variables = init(config, implementation=implementation)
+  images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), np.uint8)
+  np.testing.assert_allclose(module.apply(variables, images, train=False),
+                             module.apply(variables, images / np.float32(255), train=False),
+                             atol=1e-5)
+
+
 def test_the_cnn_is_what_flax_layers_make_of_it():
   module, variables = init(CNN(), implementation='matmul')
   x = IMAGES

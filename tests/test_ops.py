@@ -23,11 +23,14 @@ def draw(seed, shape, dtype=FLOAT32):
 
 
 def compare(f, reference, *args, dtype=FLOAT32):
-  """Asserts that f agrees with the reference in value and in the gradient of a weighted sum."""
+  """Asserts that f agrees with the reference in value and in the gradient of a weighted sum.
+
+  The value is asked for twice: an operation may have another form when no gradient is wanted.
+  """
   def both(weights, *args):
     def value_and_gradients(f):
       scalar = lambda *a: (lambda y: (jnp.sum(y.astype(FLOAT32) * weights), y))(f(*a))
-      return jax.grad(scalar, tuple(range(len(args))), has_aux=True)(*args)
+      return (*jax.grad(scalar, tuple(range(len(args))), has_aux=True)(*args), f(*args))
     return value_and_gradients(f), value_and_gradients(reference)
   weights = draw(99, jax.eval_shape(reference, *args).shape)
   got, expected = jax.jit(both)(weights, *args)
@@ -189,6 +192,23 @@ def test_layouts_agree(implementation):
                 layout=layout)):
     other = ops.to_layout(f(ops.to_layout(x, 'CHWN'), 'CHWN'), 'NHWC', 'CHWN')
     assert_close(other, f(x, 'NHWC'))
+
+
+@pytest.mark.parametrize('shape', [(5, 4, 6, 1), (3, 2, 2, 3), (2, 3, 3, 1)])
+def test_bytes_change_their_layout_like_anything_else(shape):
+  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  np.testing.assert_array_equal(ops.to_layout(images, 'CHWN'), images.transpose(3, 1, 2, 0))
+
+
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_dense_flattens_images(implementation, layout, dtype):
+  x, kernel, bias = draw(0, (6, 3, 2, 4)), draw(1, (24, 5)), draw(2, (5,))
+  compare(lambda x, *a: ops.dense(ops.to_layout(x, layout), *a, implementation=implementation,
+                                  dtype=dtype, layout=layout),
+          lambda x, kernel, bias: (x.reshape(6, -1) @ kernel + bias[None]).astype(dtype),
+          x, kernel, bias, dtype=dtype)
 
 
 def test_useful_size_reads_no_more_than_is_needed():

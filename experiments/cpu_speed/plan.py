@@ -64,7 +64,7 @@ MODES = {mode.name: mode for mode in (
 )}
 
 SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn', 32), ('cnn', 512), ('cnn_blocks', 128))
-QUICK_SETTINGS = (('mlp', 128), ('cnn', 128))
+QUICK_SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn_blocks', 128))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from fmnist_jax import config as config_lib
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.models.cnn import CNN
-from fmnist_jax.models.layers import Dropout
+from fmnist_jax.models.layers import Dropout, pixels
 from fmnist_jax.models.mlp import MLP
 
-__all__ = ['CNN', 'MLP', 'Dropout', 'build', 'check_fits']
+__all__ = ['CNN', 'MLP', 'Dropout', 'build', 'check_fits', 'pixels']
 
 
 def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.float32,

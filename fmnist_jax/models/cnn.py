@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import ops
-from fmnist_jax.models.layers import ACTIVATIONS, Dropout
+from fmnist_jax.models.layers import ACTIVATIONS, Dropout, pixels
 
 
 class CNN(nn.Module):
@@ -30,7 +30,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
-    """Returns logits, float32 [B, num_classes]."""
+    """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
     config = self.config
     activation = ACTIVATIONS[config.activation]
     # Between blocks images keep the order of axes in which nothing has to be transposed.
@@ -42,7 +42,7 @@ class CNN(nn.Module):
     # Parameters have the same names however the layers are fused.
     conv_names = map('Conv_{}'.format, itertools.count())
     norm_names = map('BatchNorm_{}'.format, itertools.count())
-    x = ops.to_layout(images_BxHxWxC, layout)
+    x = pixels(ops.to_layout(images_BxHxWxC, layout))
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
       # BatchNorm has a shift of its own, which makes the bias redundant.
       conv: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2,
@@ -66,12 +66,12 @@ class CNN(nn.Module):
           x = pool(x, (window, window), implementation=self.implementation, layout=layout)
       if config.dropout:
         x = Dropout(config.dropout[block])(x, train=train)
-    x = ops.to_layout(x, 'NHWC', layout)
-    x = x.reshape(x.shape[0], -1)
+    shape: str | None = layout
     for width in config.dense:
-      x = activation(ops.Dense(width, **how)(x))
+      x = activation(ops.Dense(width, **how, layout=shape)(x))
       x = Dropout(config.dense_dropout)(x, train=train)
-    return ops.Dense(self.num_classes, **how)(x).astype(jnp.float32)
+      shape = None
+    return ops.Dense(self.num_classes, **how, layout=shape)(x).astype(jnp.float32)
 
 
 def _needed(config: config_lib.CNN, block: int, size: tuple[int, ...]) -> tuple[int, int] | None:

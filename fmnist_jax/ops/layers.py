@@ -131,22 +131,26 @@ class BatchNormReluMaxPool(nn.Module):
 
 
 class Dense(nn.Module):
-  """[..., I] -> [..., features].
+  """[..., I] -> [..., features]; images are flattened in the order (H, W, C) first.
 
   Attributes:
     features: width of the output.
     implementation: 'matmul' or 'native'; see the package.
     use_bias: whether to add one.
     dtype: of operands and result; None: what input and parameters promote to.
+    layout: order of the axes of images, 'NHWC' or 'CHWN'; None: the input is no images.
   """
   features: int
   implementation: str = 'native'
   use_bias: bool = True
   dtype: Any = None
+  layout: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies by the kernel and adds the bias."""
-    kernel = self.param('kernel', _KERNEL, (x.shape[-1], self.features), jnp.float32)
+    inputs = x.size // x.shape[self.layout.index('N')] if self.layout else x.shape[-1]
+    kernel = self.param('kernel', _KERNEL, (inputs, self.features), jnp.float32)
     bias = self.param('bias', _BIAS, (self.features,), jnp.float32) if self.use_bias else None
-    return dense(x, kernel, bias, dtype=self.dtype, implementation=self.implementation)
+    return dense(x, kernel, bias, dtype=self.dtype, implementation=self.implementation,
+                 layout=self.layout)
