@@ -20,20 +20,20 @@ OVERRIDES = ['data.train_examples=396', 'data.test_examples=61', 'data.validatio
              'model.dropout=0.1', 'optim=SGD', 'train.epochs=3', 'train.steps_per_dispatch=1',
              'train.precision=float32', 'train.early_stopping_patience=0']
 
-# `fmnist_jax.main`, which sends itself a signal when it has seen so many dispatches.
+# `fmnist_jax.main`, which sends itself a signal when it has seen the sums of a step.
 CHILD = """
 import os, sys
 from fmnist_jax import backend, command, main
 backend.prepare_environment()
 from fmnist_jax.session import Session
-number, left = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 show = Session.show
-def show_and_signal(self, *what):
-  global left
-  left -= 1
-  if left == 0:
+def show_and_signal(self, done, sums):
+  global step
+  if step and self.progress.epoch * self.programs.steps_per_epoch + done >= step:
+    step = 0
     os.kill(os.getpid(), number)
-  show(self, *what)
+  show(self, done, sums)
 Session.show = show_and_signal
 command.run(main.main)
 """
@@ -45,7 +45,7 @@ def run_both(directory, *more, signals=((0, 0), (0, 0)), apart=((), ())):
   Args:
     directory: the work directory.
     *more: arguments of both.
-    signals: for each, the signal it sends itself and after how many dispatches (0: never).
+    signals: for each, the signal it sends itself and after which step (0: never).
     apart: further arguments of each.
   """
   with socket.socket() as probe:
@@ -102,7 +102,7 @@ def test_interrupted_and_killed_the_run_ends_with_the_same_bits(whole, tmp_path)
   assert 6 < saved < 12, 'it stopped between two dispatches'
   # Process 1 is killed, in the third epoch.
   (first, _, err), (second, _, _) = run_both(
-      directory, *more, signals=[(0, 0), (signal.SIGKILL, 5)])
+      directory, *more, signals=[(0, 0), (signal.SIGKILL, 14)])
   assert second == -signal.SIGKILL
   assert first not in (0, 143)
   assert 'Traceback' not in err
