@@ -261,19 +261,6 @@ def _processor() -> str:
   return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
-def largest_of_all(value: int) -> int:
-  """The largest of every process's `value`; all processes must call this at the same point.
-
-  So all of them stop at the same step when one has been asked to.
-  """
-  import jax
-  if jax.process_count() == 1:
-    return value
-  import numpy as np
-  from jax.experimental import multihost_utils
-  return int(multihost_utils.process_allgather(np.int32(value)).max())
-
-
 def versions() -> dict[str, Any]:
   """Versions of Python and of the libraries that decide the bits of a run."""
   from importlib import metadata

@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from fmnist_jax import manifest
+from fmnist_jax import manifest, processes
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.workdir import fsync_directory
 
@@ -42,15 +42,15 @@ PyTree = Any
 class Checkpoints:
   """The checkpoints in one directory.
 
-  With several JAX processes the state must be replicated and the directory shared: process 0
-  writes, the others learn whether it succeeded, all read.
+  With several JAX processes the state must be replicated; process 0 writes, and the others learn
+  whether it succeeded. `save`, `save_async`, `wait` and `latest_good` are for all of them to call.
   """
 
   def __init__(self, directory: str | os.PathLike[str]):
     """Args: directory, created with the first checkpoint."""
     self.directory = pathlib.Path(directory).absolute()
     self._writer: concurrent.futures.ThreadPoolExecutor | None = None
-    self._pending: tuple[int, concurrent.futures.Future | None] | None = None
+    self._pending: concurrent.futures.Future[None] | None = None
     self._clean = False
 
   def steps(self) -> list[int]:
@@ -82,9 +82,7 @@ class Checkpoints:
       CheckpointError: when there are checkpoints and none is intact, or when the newest was
         written by a newer version of this library.
     """
-    if jax.process_count() > 1:
-      return self._latest_good_of_primary()
-    return self._latest_good()
+    return processes.of_primary(self._latest_good)
 
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Loads a checkpoint, verified, exactly as it was saved.
@@ -158,15 +156,14 @@ class Checkpoints:
     text = json.dumps(dict(progress), indent=2, allow_nan=False).encode() + b'\n'
     named = _named(state)[0]
     _check_whole(named)
-    if jax.process_index() != 0:
-      self._pending = (step, None)
+    if not processes.is_primary():
+      self._pending = concurrent.futures.Future()
       return
     # Copies: on CPU numpy would otherwise share memory with an array that may be donated.
     arrays = {name: np.array(leaf, copy=True) for name, leaf in named}
     if self._writer is None:
       self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
-    self._pending = (step, self._writer.submit(self._write, int(step), arrays, text,
-                                               frozenset(keep)))
+    self._pending = self._writer.submit(self._write, int(step), arrays, text, frozenset(keep))
 
   def wait(self) -> None:
     """Returns when the last `save_async` is on the disk.
@@ -176,15 +173,8 @@ class Checkpoints:
     """
     if self._pending is None:
       return
-    (step, future), self._pending = self._pending, None
-    error = future.exception() if future else None
-    if jax.process_count() > 1:
-      failed = _from_primary(int(error is not None))
-      if failed and jax.process_index() != 0:
-        raise CheckpointError(f'The checkpoint of step {step} could not be written by process 0, '
-                              'whose message says why.')
-    if error is not None:
-      raise error
+    pending, self._pending = self._pending, None
+    processes.of_primary(pending.result)
 
   def close(self) -> None:
     """Waits for the save under way and ends the writing thread."""
@@ -261,19 +251,6 @@ class Checkpoints:
                             f'{", ".join(map(str, steps))}) is intact; delete that directory to '
                             'start anew.')
     return None
-
-  def _latest_good_of_primary(self) -> int | None:
-    """Process 0 looks, the others follow, so that none restores another step."""
-    step, error = None, None
-    if jax.process_index() == 0:
-      try:
-        step = self._latest_good()
-      except CheckpointError as e:
-        error = e
-    found = _from_primary(-2 if error else -1 if step is None else step)
-    if found == -2:
-      raise error or CheckpointError('Process 0 found no intact checkpoint; its message says more.')
-    return None if found == -1 else found
 
   def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
              keep: frozenset[int]) -> None:
@@ -407,9 +384,3 @@ def _reason(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return ' '.join(text.split())[:200].rstrip('.')
-
-
-def _from_primary(value: int) -> int:
-  """Process 0's value, in every process: all must call it."""
-  from jax.experimental import multihost_utils
-  return int(multihost_utils.broadcast_one_to_all(np.int32(value)))

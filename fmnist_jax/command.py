@@ -26,7 +26,8 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
     with Interrupt() as interrupt:
       main(interrupt)
   except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+    if not error.told:
+      print(f'error: {error}', file=sys.stderr)
     code = 1
   except Interrupted as interrupted:
     print(interrupted, file=sys.stderr)

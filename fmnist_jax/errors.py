@@ -5,7 +5,14 @@ Entry points print the message and exit non-zero; nothing below them catches the
 
 
 class UserError(Exception):
-  """Something the user asked for cannot be done; the message says why and what to do."""
+  """Something the user asked for cannot be done; the message says why and what to do.
+
+  Attributes:
+    agreed: whether all processes of a run raise it, or what it stands for, at the same point.
+    told: whether another process of the run tells it, so that this one need not.
+  """
+  agreed = False
+  told = False
 
 
 class ConfigError(UserError):

@@ -24,7 +24,9 @@ class Interrupted(BaseException):
   Attributes:
     signum: number of the signal.
     exit_code: what the process should exit with: 128 + signum, as a shell reports it.
+    agreed: whether all processes of a run raise it at the same point.
   """
+  agreed = False
 
   def __init__(self, signum: int):
     super().__init__(f'Interrupted by {signal.Signals(signum).name}.')

@@ -76,12 +76,11 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
   if mode not in MODES:
     raise ConfigError(f'--mode is {mode!r}; it must be one of {", ".join(MODES)}.')
   # Here, so that a mistake in the arguments is told before jax is imported.
-  import jax
-
   from fmnist_jax import (
     backend,
     evaluate,
     models,
+    processes,
     progress,
     sharding,
     summary,
@@ -94,6 +93,9 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     if interrupt is None:
       interrupt = stack.enter_context(Interrupt())
     display = stack.enter_context(progress.Display())
+    if processes.count() > 1:
+      raise ConfigError('A population is trained in a single process; give each process members of '
+                        'its own, or train one run on all with fmnist_jax.main.')
     platform = backend.setup(deterministic=config.train.deterministic,
                              compile_cache=config.train.compile_cache)
     began = time.perf_counter()
@@ -106,9 +108,6 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     members = plan(config, seeds, vary)
     held = stack.enter_context(workdir.Workdir(directory, config))
     mode = _settle(held, seeds, vary, mode, fastest_mode(platform))
-    if mode == 'vectorized' and jax.process_count() > 1:
-      raise ConfigError('With several processes members run one after another; use '
-                        '--mode=sequential.')
     if not all(is_done(held.path / 'members' / member.name) for member in members):
       together = mode == 'vectorized'
       mesh = (sharding.make_member_mesh(len(members), config.train.devices) if together else

@@ -62,9 +62,9 @@ class Display:
   Used as a context, so that the bar is closed whatever happens.
   """
 
-  def __init__(self, stream: TextIO | None = None):
-    """Args: `stream` is where to write; standard output by default."""
-    self._stream = stream or sys.stdout
+  def __init__(self, stream: TextIO | None = None, *, silent: bool = False):
+    """Args: `stream` is where to write, standard output by default, unless `silent`."""
+    self._stream = None if silent else stream or sys.stdout
     self._bar: tqdm | None = None
 
   def __enter__(self) -> Display:
@@ -77,6 +77,8 @@ class Display:
 
   def say(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""
+    if self._stream is None:
+      return
     if self._bar is None:
       print(text, file=self._stream, flush=True)
     else:
@@ -85,7 +87,7 @@ class Display:
 
   def start(self, total_steps: int, done: int) -> None:
     """Shows the bar, where the stream is a terminal."""
-    if self._stream.isatty():
+    if self._stream is not None and self._stream.isatty():
       self._bar = tqdm(total=total_steps, initial=done, unit='step', file=self._stream,
                        dynamic_ncols=True, smoothing=0.1,
                        bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}')

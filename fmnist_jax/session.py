@@ -7,7 +7,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, evaluate, optim, sharding, step, workdir
+from fmnist_jax import data, evaluate, optim, processes, sharding, step, workdir
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import Programs, hyper_arrays
@@ -140,7 +140,7 @@ class Session:
   """One process's work on one run: the state and what it takes to advance it."""
 
   def __init__(self, config: config_lib.Config, directory: workdir.Workdir, equipment: Equipment,
-               display: progress_lib.Display, interrupt: Interrupt):
+               display: progress_lib.Display, interrupt: Interrupt | processes.Agreed):
     """Args: `config` with nothing left to 'auto'; the others are what it works with."""
     self.config, self.directory, self.display = config, directory, display
     self.equipment, self.interrupt = equipment, interrupt
@@ -163,16 +163,23 @@ class Session:
     newest = self.checkpoints.latest_good()
     if newest is None:
       # Records of epochs whose checkpoint was never finished.
-      self.directory.history.truncate(0)
+      processes.of_primary(lambda: len(self.directory.history.truncate(0)))
       return
-    saved = self.checkpoints.progress(newest)
+    saved = processes.of_primary(lambda: self._progress_at(newest))
+    self.restore(newest)
+    self.progress = Progress(**saved)
+    self._saved = newest, self.progress.best_step
+    processes.of_primary(self._rewind_history)
+
+  def _progress_at(self, taken: int) -> dict[str, Any]:
+    saved = self.checkpoints.progress(taken)
     if saved['data']['sha256'] != self.progress.data['sha256']:
       raise CheckpointError(f'{self.directory.path} was trained on other data than '
                             f'{self.dataset.name} is now (the SHA-256 digests differ); give the '
                             'data it was trained on, or another --workdir.')
-    self.restore(newest)
-    self.progress = Progress(**saved)
-    self._saved = newest, self.progress.best_step
+    return saved
+
+  def _rewind_history(self) -> None:
     kept = self.directory.history.truncate(self.progress.epoch * self.programs.steps_per_epoch)
     if len(kept) != self.progress.epoch:
       raise CheckpointError(f'{self.directory.history.path} has {len(kept)} epochs, but the '
@@ -182,7 +189,7 @@ class Session:
   def restore(self, taken: int) -> None:
     """Takes the state from the checkpoint of a step."""
     like = jax.eval_shape(lambda: {'state': self.state, 'sums': self.sums})
-    restored, _ = self.checkpoints.restore(taken, like)
+    restored = processes.arrays_of_primary(lambda: self.checkpoints.restore(taken, like)[0], like)
     restored = sharding.put(restored, sharding.replicated(self.mesh))
     self.state, self.sums = restored['state'], restored['sums']
 
@@ -245,8 +252,12 @@ class Session:
       return
     batch_bytes = self.config.data.batch_size * math.prod(self.programs.image_shape)
     size = min(size, max(1, _STREAM_BYTES // batch_bytes))
-    place = lambda arrays: sharding.put(arrays, sharding.by_example(self.mesh, axis=1))
-    with data.stream(self.dataset.train, jax.device_get(order), start, size, place) as chunks:
+    # Every process reads what its own devices work on.
+    examples = self.config.data.batch_size
+    own = sharding.own_examples(self.mesh, examples)
+    place = lambda arrays: sharding.put_own(arrays, self.mesh, own, examples)
+    wanted = jax.device_get(order)[:, own]
+    with data.stream(self.dataset.train, wanted, start, size, place) as chunks:
       for images, labels in chunks:
         start += images.shape[0]
         yield start, (images, labels, None, as_scalar(0), as_scalar(images.shape[0]))
@@ -268,6 +279,7 @@ class Session:
     began = saved_at = time.perf_counter()
     compiled_before = programs.compile_seconds
     previous: tuple[int, step.Sums] | None = None
+    due = processes.Late()
     for done, what in self.calls(order, first):
       args = (self.state, self.sums, self.hyper, *what)
       self.state, self.sums = programs.compiled(programs.train, *args, donate=(0,))(*args)
@@ -275,10 +287,11 @@ class Session:
         self.show(*previous)
       previous = done, self.sums
       every = self.config.train.checkpoint_every_seconds
-      if every and time.perf_counter() - saved_at > every and done < programs.steps_per_epoch:
+      late = processes.is_primary() and time.perf_counter() - saved_at > every
+      if every and due(late) and done < programs.steps_per_epoch:
         self.show(*previous)
         self.save()
-        saved_at = time.perf_counter()
+        saved_at, due = time.perf_counter(), processes.Late()
       self.interrupt.check()
     if previous:
       self.show(*previous)
@@ -299,6 +312,9 @@ class Session:
     if sums.bad_step < 0:
       return
     self.checkpoints.wait()
+    processes.of_primary(lambda: self._diverged(sums))
+
+  def _diverged(self, sums: step.Sums) -> NoReturn:
     kept = self.checkpoints.steps()
     where = (f'the checkpoint of step {kept[-1]} is kept in {self.checkpoints.directory}'
              if kept else 'nothing had been saved yet')
@@ -328,6 +344,6 @@ class Session:
     best = self.progress.decide(record, config)
     self.sums = sharding.put(self.zero, sharding.replicated(self.mesh))
     # The record first: a checkpoint never knows of an epoch that the history lacks.
-    self.directory.history.append(record)
+    processes.of_primary(lambda: self.directory.history.append(record))
     self.save()
     self.display.say(progress_lib.epoch_line(record, config.train.epochs, best))

@@ -33,13 +33,13 @@ def make_mesh(batch_size: int, devices: int = 0) -> Mesh:
   available = choose_devices(devices)
   wanted = len(available)
   count = max(n for n in range(1, wanted + 1) if batch_size % n == 0)
+  if jax.process_count() > 1 and count < jax.device_count():
+    raise ConfigError(f'With several processes all of their {jax.device_count()} devices take '
+                      f'part, but train.devices is {devices} and data.batch_size {batch_size}; '
+                      'leave the first at 0 and choose a batch that divides by the devices.')
   if count < wanted:
     logging.warning('A batch of %d does not divide by %d devices: using %d.', batch_size, wanted,
                     count)
-  if jax.process_count() > 1 and count < jax.device_count():
-    raise ConfigError(f'With several processes every device takes part, but a batch of '
-                      f'{batch_size} does not divide by {jax.device_count()} devices; choose a '
-                      f'data.batch_size that does.')
   return jax.make_mesh((count,), (DATA_AXIS,), devices=available[:count],
                        axis_types=(AxisType.Auto,))
 
@@ -86,6 +86,31 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     if jax.process_count() == 1:
       return jax.device_put(array, sharding)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(place, tree)
+
+
+def own_examples(mesh: Mesh, size: int) -> np.ndarray:
+  """Which examples of a batch of `size` lie on this process's devices, in increasing order."""
+  parts = by_example(mesh).addressable_devices_indices_map((size,)).values()
+  return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
+def put_own(tree: Any, mesh: Mesh, own: np.ndarray, size: int) -> Any:
+  """Places batches of `size`, of which each process has its own examples alone.
+
+  Args:
+    tree: of host arrays [steps, len(own), ...].
+    mesh: where to place them, as [steps, size, ...], split by example.
+    own: `own_examples(mesh, size)`.
+    size: examples a batch.
+  """
+  split = by_example(mesh, axis=1)
+  if len(own) == size:
+    return put(tree, split)
+  def place(array: np.ndarray) -> jax.Array:
+    def part(index: Any) -> np.ndarray:
+      return array[:, np.searchsorted(own, np.arange(size)[index[1]])]
+    return jax.make_array_from_callback((len(array), size, *array.shape[2:]), split, part)
   return jax.tree.map(place, tree)
 
 

@@ -11,12 +11,23 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
-from fmnist_jax import backend, data, evaluate, models, ops, report, sharding, workdir
+from fmnist_jax import (
+    backend,
+    data,
+    evaluate,
+    models,
+    ops,
+    processes,
+    report,
+    sharding,
+    workdir,
+)
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.checkpoint import Checkpoints
-from fmnist_jax.errors import WorkdirError
+from fmnist_jax.errors import ConfigError, DataError, WorkdirError
 from fmnist_jax.interrupt import Interrupt
 from fmnist_jax.session import Equipment, Session
 
@@ -43,9 +54,13 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
                        interrupt: Interrupt | None = None) -> dict[str, Any]:
   """Trains, or goes on training, and evaluates; everything is written below `directory`.
 
+  Where jax knows of several processes (`jax.distributed`), all of them call this: they train one
+  run on the devices of all.
+
   Args:
     config: of the run.
-    directory: its work directory; a run found there is continued, a finished one only read.
+    directory: its work directory; a run found there is continued, a finished one only read. Of
+      several processes, process 0 alone uses it.
     interrupt: the program's handling of signals; one of its own by default.
 
   Returns:
@@ -58,24 +73,28 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
   with contextlib.ExitStack() as stack:
     if interrupt is None:
       interrupt = stack.enter_context(Interrupt())
-    display = stack.enter_context(progress_lib.Display())
-    config = config_lib.validate(config)
-    backend.setup(deterministic=config.train.deterministic,
-                  compile_cache=config.train.compile_cache)
+    signals: Interrupt | processes.Agreed = interrupt
+    if processes.count() > 1:
+      signals = processes.Agreed(interrupt)
+      stack.enter_context(signals.deferred())
+    display = stack.enter_context(progress_lib.Display(silent=not processes.is_primary()))
+    # First of all, since starting the devices waits for every process.
+    config = processes.together(lambda: config_lib.validate(config))
+    processes.together(lambda: backend.setup(deterministic=config.train.deterministic,
+                                             compile_cache=config.train.compile_cache))
     began = time.perf_counter()
-    config, directory, dataset = load(config, pathlib.Path(directory))
-    models.check_fits(config.model, dataset.image_shape)
-    mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
-    config = resolve(config, sharding.platform(mesh), dataset.resident)
-    held = stack.enter_context(workdir.Workdir(directory, config))
-    if (held.path / 'plan.json').exists():
-      raise WorkdirError(f'{held.path} holds a population, not a single run; choose another '
-                         '--workdir.')
-    Checkpoints(held.path / 'checkpoints').clean()
-    if (held.path / 'results.json').exists():
+    config, directory, dataset, mesh = processes.together(
+        lambda: prepare(config, pathlib.Path(directory)))
+    if processes.count() > 1:
+      _check_alike(config, dataset)
+    held = processes.together(lambda: stack.enter_context(
+        workdir.Workdir(directory, config, hold=processes.is_primary())))
+    found = processes.of_primary(lambda: finished(held))
+    if found is not None:
       display.say(f'{held.path} is finished; choose another --workdir to train again.')
-      return workdir.read_json(held.path / 'results.json')
-    session = Session(config, held, Equipment(config, dataset, mesh), display, interrupt)
+      return found
+    session = Session(config, held, processes.together(lambda: Equipment(config, dataset, mesh)),
+                      display, signals)
     data_seconds = time.perf_counter() - began - session.programs.compile_seconds
     _introduce(session)
     session.resume()
@@ -83,6 +102,41 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     display.start(config.train.epochs * session.programs.steps_per_epoch, int(session.state.step))
     session.fit()
     return finish(session)
+
+
+def prepare(config: config_lib.Config, directory: pathlib.Path
+            ) -> tuple[config_lib.Config, pathlib.Path, data.Dataset, Mesh]:
+  """What a run needs before it opens its directory: resolved config, directory, data, devices."""
+  config, directory, dataset = load(config, directory)
+  models.check_fits(config.model, dataset.image_shape)
+  mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
+  return resolve(config, sharding.platform(mesh), dataset.resident), directory, dataset, mesh
+
+
+def _check_alike(config: config_lib.Config, dataset: data.Dataset) -> None:
+  """Raises ConfigError or DataError in all processes unless they are about to do the same."""
+  first, sha256 = processes.of_primary(
+      lambda: (config_lib.to_json(config), dataset.sha256))
+  def compare() -> None:
+    changed = config_lib.differences(config_lib.from_json(first), config)
+    if changed:
+      raise ConfigError(f'This process has another config than process 0 ({"; ".join(changed)}); '
+                        'start all with the same command, on machines of one kind.')
+    if dataset.sha256 != sha256:
+      raise DataError(f'This process found other data under the name {dataset.name} than process '
+                      '0 (the SHA-256 digests differ); give all of them the same.')
+  processes.together(compare)
+
+
+def finished(held: workdir.Workdir) -> dict[str, Any] | None:
+  """The results of a run that is finished; otherwise its directory is made ready."""
+  if (held.path / 'plan.json').exists():
+    raise WorkdirError(f'{held.path} holds a population, not a single run; choose another '
+                       '--workdir.')
+  Checkpoints(held.path / 'checkpoints').clean()
+  if not (held.path / 'results.json').exists():
+    return None
+  return workdir.read_json(held.path / 'results.json')
 
 
 def load(config: config_lib.Config,
@@ -132,7 +186,8 @@ def finish(session: Session, *, with_report: bool = True) -> dict[str, Any]:
       described=progress['data'], split=config.evaluate.split, probabilities=probabilities,
       labels=split.labels, parameters=session.parameters, progress=progress,
       seed=config.train.seed, seconds=seconds, mesh=session.mesh)
-  write(held, config, dataset, found, probabilities, split, with_report=with_report)
+  processes.of_primary(lambda: write(held, config, dataset, found, probabilities, split,
+                                     with_report=with_report))
   say = session.display.say
   if with_report:
     say(report.classification_table(found))

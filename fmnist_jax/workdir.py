@@ -239,19 +239,24 @@ class Workdir:
     history: the epochs of the run, metrics.jsonl.
   """
 
-  def __init__(self, path: PathLike, config: Config):
+  def __init__(self, path: PathLike, config: Config, *, hold: bool = True):
     """Opens the directory of a run, new or to be continued.
 
     Args:
       path: created, with its parents, when it does not exist.
       config: the validated config; saved in config.json, or compared with what is saved there.
+      hold: False only names the directory and touches nothing, for a process that leaves it to
+        another.
 
     Raises:
       WorkdirError: when the directory cannot be created or written, holds something else than a
         run, holds a run of another config, or is in use by another process.
     """
     self.path = pathlib.Path(path)
+    self.history = History(self.path / 'metrics.jsonl')
     self._lock: int | None = None
+    if not hold:
+      return
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._refuse_foreign()
@@ -268,7 +273,6 @@ class Workdir:
     except OSError as error:
       raise WorkdirError(f'{error.filename or self.path} cannot be used: {_reason(error)}; choose '
                          'another --workdir or give permission.') from error
-    self.history = History(self.path / 'metrics.jsonl')
 
   def __enter__(self) -> Workdir:
     return self

@@ -218,7 +218,3 @@ def test_the_longest_unused_go_first_and_leftovers_go_always(tmp_path):
   assert cache.get('d') == bytes(68)  # Used now.
   backend._shrink(tmp_path, 250)
   assert sorted(os.listdir(cache._path)) == [f'.{os.getpid()}-ab', 'a', 'd']
-
-
-def test_one_process_agrees_with_itself():
-  assert backend.largest_of_all(15) == 15

@@ -508,8 +508,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 jax.distributed.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[3]))
 from fmnist_jax import checkpoint
-from fmnist_jax.backend import largest_of_all
+from fmnist_jax import processes
 from fmnist_jax.errors import CheckpointError
+assert processes.largest_of_all(15 * jax.process_index()) == 15
+late = processes.Late()
+assert [late(value * (1 + jax.process_index())) for value in (3, 0, 5, 0)] == [0, 6, 0, 10]
+tree = {'a': np.array([-0.0, np.nan, 1], np.float32), 'b': np.array(3, np.int8), 'c': np.ones(0)}
+found = processes.arrays_of_primary(lambda: tree, tree)
+assert all(found[name].tobytes() == tree[name].tobytes() for name in tree)
 checkpoints = checkpoint.Checkpoints(sys.argv[1])
 assert checkpoints.latest_good() is None
 sharding = NamedSharding(Mesh(np.array(jax.devices()), ('data',)), PartitionSpec())
@@ -532,7 +538,6 @@ try:
   print('not told')
 except CheckpointError as error:
   print('told', end=' ')
-assert largest_of_all(15 * jax.process_index()) == 15
 assert checkpoints.steps() == [1]
 checkpoints.close()
 print('done')

@@ -10,7 +10,7 @@ LAYERS = (
     ('errors',),
     ('config', 'interrupt', 'metrics', 'ops', 'backend'),
     ('command', 'config_file', 'plan', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
-     'progress'),
+     'progress', 'processes'),
     ('manifest', 'epoch'),
     ('checkpoint', 'stacked'),
     ('run', 'report'),

@@ -70,6 +70,8 @@ def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
     (['--config.train.epoch=3'], "did you mean 'train.epochs'"),
     (['--config.train.epochs=three'], 'whole number'),
     (['--wrkdir=x'], 'There is no option --wrkdir=x'),
+    (['--coordinator=localhost:1234'], 'need all of --coordinator'),
+    (['--coordinator=localhost:1', '--processes=2', '--process=2'], 'the last 1'),
     ([*TINY, '--workdir=/proc/nothing'], 'cannot be used'),
     ([*TINY, '--workdir=file'], 'is not a directory'),
     ([*TINY, '--workdir=foreign'], 'holds files but no run'),

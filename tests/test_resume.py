@@ -3,12 +3,17 @@
 import dataclasses
 import shutil
 
+import jax
+import numpy as np
 import pytest
 import runs
 
 from fmnist_jax import config as config_lib
+from fmnist_jax import train, workdir
 from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
-from fmnist_jax.interrupt import Interrupted
+from fmnist_jax.interrupt import Interrupt, Interrupted
+from fmnist_jax.progress import Display
+from fmnist_jax.session import Equipment, Session
 from fmnist_jax.train import train_and_evaluate
 
 
@@ -43,6 +48,22 @@ def test_interrupted_again_and_again(whole, tmp_path, polls):
 def test_a_fresh_run_has_the_same_bits(whole, tmp_path):
   train_and_evaluate(runs.full_config(), tmp_path / 'run')
   runs.assert_same_run(whole, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_ten_runs_have_the_same_bits(tmp_path, devices):
+  config = config_lib.validate(runs.full_config(epochs=1, devices=devices))
+  config, _, dataset, mesh = train.prepare(config, tmp_path)
+  equipment = Equipment(config, dataset, mesh)  # One compilation for all.
+  found = []
+  for number in range(10):
+    with workdir.Workdir(tmp_path / str(number), config) as held:
+      run = Session(config, held, equipment, Display(silent=True), Interrupt())
+      run.fit()
+      found.append((jax.device_get(run.state), runs.history(held.path)))
+  for state, history in found[1:]:
+    assert history == found[0][1]
+    jax.tree.map(np.testing.assert_array_equal, state, found[0][0])
 
 
 def test_another_seed_has_other_bits(whole, tmp_path):

@@ -1,0 +1,286 @@
+"""What the processes of one run do together, where there are several.
+
+A run may be spread over processes, each with devices of its own, that jax has introduced to each
+other (`jax.distributed`). All go through the same program at the same time; process 0 alone prints
+and touches the work directory. What one of them alone knows, such as that a file could not be
+written or that a signal came, all have to learn at the same point: whoever goes on without the
+others waits for them for ever.
+
+In a single process every function here does what it says at once, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import distributed
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmnist_jax import errors
+from fmnist_jax.errors import BackendError, UserError
+from fmnist_jax.interrupt import Interrupt, Interrupted
+
+PyTree = Any
+T = TypeVar('T')
+
+_rounds = itertools.count()
+
+
+def start(coordinator: str, number: int | None, index: int | None) -> None:
+  """Introduces this process to the others; before anything is computed.
+
+  Args:
+    coordinator: 'host:port' of process 0, or 'auto' where jax finds that out by itself (TPU pods,
+      SLURM, Open MPI, Kubernetes).
+    number: of processes; None with 'auto'.
+    index: of this one; None with 'auto'.
+
+  Raises:
+    BackendError: when they do not find each other.
+  """
+  address = None if coordinator == 'auto' else coordinator
+  try:
+    jax.distributed.initialize(address, number, index)
+  except (RuntimeError, ValueError) as error:
+    raise BackendError(f'The processes did not find each other ({_line(error)}); start all of '
+                       'them with the same --coordinator and --processes, and another --process '
+                       'each.') from error
+  if not is_primary():  # Process 0 says the same.
+    logging.getLogger('absl').setLevel(logging.ERROR)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def count() -> int:
+  """How many processes share the run."""
+  return distributed.global_state.num_processes
+
+
+def is_primary() -> bool:
+  """Whether this is process 0, which alone prints and writes."""
+  return distributed.global_state.process_id == 0
+
+
+def together(action: Callable[[], T]) -> T:
+  """Does something in every process; when it fails in one, it fails in all.
+
+  All processes must come here, as to the other functions below, in the same order.
+
+  Returns:
+    What `action` returned in this process.
+
+  Raises:
+    UserError: what `action` raised, of the first process in which it did. In the others but
+      process 0 it is marked as told.
+  """
+  return _agreed(action, range(count()))[0]
+
+
+def of_primary(action: Callable[[], T]) -> T:
+  """Does something in process 0 alone; every process gets what it returns or raises.
+
+  Args:
+    action: returns a JSON value.
+  """
+  value, said = _agreed(action, [0])
+  return value if is_primary() else said[0]['value']
+
+
+def arrays_of_primary(read: Callable[[], PyTree], like: PyTree) -> PyTree:
+  """Host arrays that process 0 reads, in every process, bit for bit.
+
+  Args:
+    read: returns a pytree of numpy arrays.
+    like: a pytree of the same structure, shapes and dtypes.
+  """
+  if count() == 1:
+    return read()
+  found: list[PyTree] = []
+  of_primary(lambda: found.append(read()))
+  wanted, structure = jax.tree.flatten(like)
+  sizes = [leaf.size * np.dtype(leaf.dtype).itemsize for leaf in wanted]
+  # As bytes: the broadcast is a sum, which would lose the sign of a zero.
+  content = (b''.join(leaf.tobytes() for leaf in jax.tree.leaves(found[0])) if found else
+             bytes(sum(sizes)))
+  from jax.experimental import multihost_utils
+  content = np.asarray(multihost_utils.broadcast_one_to_all(
+      np.frombuffer(content, np.uint8))).tobytes()
+  ends = np.cumsum([0, *sizes])
+  return jax.tree.unflatten(structure, [
+      np.frombuffer(content[a:b], leaf.dtype).reshape(leaf.shape)
+      for leaf, a, b in zip(wanted, ends, ends[1:])])
+
+
+def largest_of_all(value: int) -> int:
+  """The largest of every process's numbers."""
+  if count() == 1:
+    return value
+  return max(json.loads(text) for text in _exchange(json.dumps(value), range(count())))
+
+
+class Late:
+  """The largest of every process's numbers, known one call late.
+
+  The devices find it out between two dispatches and nobody has to wait for them. In a single
+  process it is known at once.
+  """
+
+  def __init__(self) -> None:
+    self._coming: jax.Array | None = None
+
+  def __call__(self, value: int) -> int:
+    """Takes in this call's number, at least 0; returns the largest of the call before, or 0."""
+    if count() == 1:
+      return value
+    before, self._coming = self._coming, _largest(value)
+    return 0 if before is None else int(before)
+
+
+class Agreed:
+  """`Interrupt` for several processes: a signal to one of them stops all at the same poll.
+
+  Signals are acted on inside `deferred` alone, which a whole run is.
+  """
+
+  def __init__(self, interrupt: Interrupt):
+    """Args: this process's own."""
+    self._interrupt, self._late, self._inside = interrupt, Late(), False
+
+  def check(self) -> None:
+    """Raises `Interrupted` if any process had received a signal at the last poll."""
+    self._leave(self._late(self._interrupt.requested or 0))
+
+  @contextlib.contextmanager
+  def deferred(self) -> Iterator[None]:
+    """While inside, signals wait to be polled; see `Interrupt.deferred`."""
+    if self._inside:
+      yield
+      return
+    with self._interrupt.deferred():
+      self._inside = True
+      try:
+        self._leave(largest_of_all(self._interrupt.requested or 0))
+        yield
+        self._leave(largest_of_all(self._interrupt.requested or 0))
+      finally:
+        self._inside = False
+
+  def _leave(self, signum: int) -> None:
+    if signum:
+      interrupted = Interrupted(signum)
+      interrupted.agreed = True
+      raise interrupted
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+  """What a program's work is done in, so that a process that fails alone leaves at once.
+
+  Leaving Python in good order would wait for the others, who wait for this one; when it is gone,
+  jax ends them. An end that all have agreed on passes through.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if count() == 1 or (isinstance(error, UserError | Interrupted) and error.agreed):
+      raise
+    code = 1
+    if isinstance(error, Interrupted):
+      code = error.exit_code
+    elif isinstance(error, UserError):
+      print(f'error: {error}', file=sys.stderr)
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+      print('error: This process lost the others, or its devices failed '
+            f'({_line(error)}); start all of them again: they go on at the last checkpoint.',
+            file=sys.stderr)
+    else:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _agreed(action: Callable[[], T], speakers: Sequence[int]) -> tuple[T, list[Any]]:
+  """Runs `action` in some processes; returns its value here and what each of them said."""
+  if count() == 1:
+    return action(), []
+  value: Any = None
+  mine: dict[str, Any] = {}
+  error = None
+  if distributed.global_state.process_id in speakers:
+    try:
+      value = action()
+      mine = {'value': value} if list(speakers) == [0] else {}
+    except UserError as raised:
+      error = raised
+      mine = {'error': [type(raised).__name__, str(raised)]}
+  said = [json.loads(text) for text in _exchange(json.dumps(mine), speakers)]
+  for process, words in zip(speakers, said):
+    if 'error' in words:
+      raise _of_all(error, process, *words['error'])
+  return value, said
+
+
+def _of_all(own: UserError | None, process: int, kind: str, text: str) -> UserError:
+  """The error that all raise, as this process raises it: the first one's."""
+  if distributed.global_state.process_id == process and own is not None:
+    own.agreed = True
+    return own
+  if is_primary():
+    text = f'Process {process}: {text}'
+  error = getattr(errors, kind, UserError)(text)
+  error.agreed, error.told = True, not is_primary()
+  return error
+
+
+def _exchange(mine: str, speakers: Sequence[int]) -> list[str]:
+  """The texts of some processes, in their order; by way of process 0, not of the devices."""
+  client: Any = distributed.global_state.client
+  number = next(_rounds)
+  if distributed.global_state.process_id in speakers:
+    client.key_value_set(f'fmnist_jax/{number}/{distributed.global_state.process_id}', mine)
+  return [_heard(client, f'fmnist_jax/{number}/{process}') for process in speakers]
+
+
+def _heard(client: Any, key: str) -> str:
+  """Waits as long as it takes; jax notices within 100 seconds when a process is lost."""
+  while True:
+    try:
+      # In short waits, between which Python sees to signals.
+      return client.blocking_key_value_get(key, 1000)
+    except jax.errors.JaxRuntimeError as error:
+      if 'DEADLINE_EXCEEDED' not in str(error):
+        raise
+
+
+@functools.cache
+def _all_devices() -> NamedSharding:
+  return NamedSharding(Mesh(np.array(jax.devices()), ('device',)), PartitionSpec('device'))
+
+
+def _largest(value: int) -> jax.Array:
+  split = _all_devices()
+  values = jax.make_array_from_callback((split.mesh.size,), split,
+                                        lambda index: np.full(1, value, np.int32))
+  return _maximum()(values)
+
+
+@functools.cache
+def _maximum() -> Callable[[jax.Array], jax.Array]:
+  return jax.jit(jnp.max, out_shardings=NamedSharding(_all_devices().mesh, PartitionSpec()))
+
+
+def _line(error: BaseException) -> str:
+  """An error of jax's in one line, without the full stop."""
+  return ' '.join(str(error).split())[:300].rstrip('.')
