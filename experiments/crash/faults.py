@@ -151,7 +151,8 @@ def tmpfs(campaign: Campaign, trials: int) -> None:
   expected, _ = campaign.uninterrupted('short', watch.SHORT)
   watcher, mount = campaign.watcher, campaign.watcher.work / 'tmpfs'
   mount.mkdir(exist_ok=True)
-  need = 4 * _size(watcher.work / 'short-0')
+  whole, report = (_size(watcher.work / name) for name in ('short-0', 'short-0/report'))
+  need = 4 * whole
   if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={need}', 'tmpfs', str(mount)],
                     capture_output=True).returncode:
     campaign.note('tmpfs', {'skipped': 'this user may not mount'})
@@ -159,7 +160,10 @@ def tmpfs(campaign: Campaign, trials: int) -> None:
   try:
     for trial in range(len(campaign.records('tmpfs')), trials):
       shutil.rmtree(mount / 'run', ignore_errors=True)
-      size = int(_size(watcher.work / 'short-0') * (0.1 + 0.8 * trial / max(1, trials - 1)))
+      # Three times of four while checkpoints are written, once while the report is.
+      share = (trial // 4 + 1) / (trials // 4 + 1)
+      size = int(whole - report * (1 - share) if trial % 4 == 3 else
+                 (whole - report) * (trial + 1) / trials)
       resize = lambda to: subprocess.run(
           ['mount', '-o', f'remount,size={to}', str(mount)], check=True)
       resize(size)

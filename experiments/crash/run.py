@@ -90,8 +90,8 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
     broken.damage(campaign, 2 if quick else 10)
     broken.command_line(campaign)
   elif part == 'fault':
-    faults.tmpfs(campaign, 2 if quick else 8)
     faults.fault(campaign, 8 if quick else 80)
+    faults.tmpfs(campaign, 2 if quick else 8)
   else:
     kills.kill(campaign, 12 if quick else 200, 1 if quick else 15)
 

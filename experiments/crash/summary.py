@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,9 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run')}
-  return {'kill': _kills(notes['kill']) if notes['kill'] else {},
+  # Where the runs lie is nobody's business.
+  notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
+  return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
           'fault': _faults(notes['fault']) if notes['fault'] else {},
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
@@ -23,7 +26,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
 
-def _kills(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _kills(notes: Sequence[dict[str, Any]], campaign: Campaign) -> dict[str, Any]:
   killed = [note for note in notes if note['phase']]
   finished = [note for note in notes if not note['phase']]
   phases = {}
@@ -34,12 +37,15 @@ def _kills(notes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         'lost_seconds': statistics.mean(note['lost'] for note in those),
         'most_lost_seconds': max(note['lost'] for note in those)}
   began = [note['began'] for note in notes if note['began'] is not None]
+  lines = (campaign.watcher.work / 'whole-1' / 'metrics.jsonl').read_text().splitlines()
+  first, last = (json.loads(line) for line in (lines[0], lines[-1]))
   return {'kills': len(killed), 'starts': len(notes), 'phases': phases,
           'runs_finished': len(finished),
           'runs_equal': sum(not note['wrong'] for note in finished),
           'leftovers': sum(len(note['leftovers']) for note in finished),
           'start_to_training_seconds': statistics.median(began) if began else None,
           'lost_seconds': statistics.mean(note['lost'] for note in killed),
+          'steps_a_second': (last['step'] - first['step']) / (last['seconds'] - first['seconds']),
           'most_kills_of_a_run': max(collections.Counter(
               note['run'] for note in killed).values())}
 
@@ -137,17 +143,21 @@ def text(results: dict[str, Any]) -> str:
                    'a warning that names the file; the run goes on from the older one'])
   paragraphs.append(record.table(rows))
   if kill:
-    table = [['killed during', 'kills', 'recovered', 'work lost, s', 'most, s']]
+    table = [['killed during', 'kills', 'recovered', 'work lost, s', 'most, s',
+              'most, steps']]
     for phase, means in watch.PHASES.items():
       if phase in kill['phases']:
         entry = kill['phases'][phase]
         table.append([f'{phase}: {means}', str(entry['kills']), str(entry['recovered']),
-                      f'{entry["lost_seconds"]:.2f}', f'{entry["most_lost_seconds"]:.2f}'])
+                      f'{entry["lost_seconds"]:.2f}', f'{entry["most_lost_seconds"]:.2f}',
+                      '0' if phase == 'report' else
+                      f'{entry["most_lost_seconds"] * kill["steps_a_second"]:.0f}'])
     paragraphs += ['### Kills by phase', record.table(table), (
         f'{kill["kills"]} kills in {kill["starts"]} starts. Work lost is what was done after the '
         f'newest checkpoint, {kill["lost_seconds"]:.2f} s a kill on average, with a checkpoint '
-        f'every 0.1 s; besides, a start takes {kill["start_to_training_seconds"]:.1f} s (median) '
-        f'to training. Temporary files left by the runs that finished: {kill["leftovers"]}.')]
+        f'every 0.1 s; an uninterrupted run takes {kill["steps_a_second"]:.0f} steps a second. '
+        f'Besides, a start takes {kill["start_to_training_seconds"]:.1f} s (median) to training. '
+        f'Temporary files left by the runs that finished: {kill["leftovers"]}.')]
   if signal:
     table = [['signal during', 'SIGTERM', 'SIGINT', 'left in order', 'longest, s',
               'of it computing, s']]
