@@ -16,6 +16,8 @@ import platform
 import secrets
 from typing import Any
 
+from absl import logging as absl_logging
+
 from fmnist_jax.errors import BackendError
 
 # Flags for XLA's CPU backend. A flag that an installed jaxlib does not know ends the process, so
@@ -26,7 +28,8 @@ DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
 # Compiled programs of one config take about 10 MB.
 MAX_CACHE_BYTES = 1 << 30
 
-_log = logging.getLogger('absl')
+# By that name, had absl not been imported, logging would make one that does not know its callers.
+_log = absl_logging.get_absl_logger()
 
 
 def prepare_environment() -> None:

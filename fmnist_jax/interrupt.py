@@ -9,11 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 # How long a signal may wait, outside `deferred`, for a C call such as a compilation to return.
 GRACE_SECONDS = 10.0
+
+# In the pipe, where numbers of signals stand otherwise.
+_END, _AGAIN = 0, 255
 
 
 class Interrupted(BaseException):
@@ -43,6 +48,9 @@ class Interrupt:
   what is being waited for; the third exits on the spot, which loses what is not saved and nothing
   else, because files are replaced atomically.
 
+  Where Python ignores exceptions, in destructors and callbacks of the garbage collector, a signal
+  is sent once more, a moment later.
+
   Messages and the third signal work even while the main thread is inside a C call: a small thread
   reads signals from a pipe.
 
@@ -58,6 +66,8 @@ class Interrupt:
     self._previous: dict[int, object] = {}
     self._pipe: tuple[int, int] | None = None
     self._previous_fd = -1
+    self._previous_hook: Callable[[sys.UnraisableHookArgs], object] | None = None
+    self._repeats = 0  # Signals that we send ourselves.
     self._thread = threading.Thread()
 
   @property
@@ -94,19 +104,22 @@ class Interrupt:
     self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), name='interrupt',
                                     daemon=True)
     self._thread.start()
+    self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._ignored
     for signum in (signal.SIGTERM, signal.SIGINT):
       if signal.getsignal(signum) is not signal.SIG_IGN:
         self._previous[signum] = signal.signal(signum, self._handle)
     return self
 
   def __exit__(self, *_: object) -> None:
-    for signum, handler in self._previous.items():
+    previous, self._previous = self._previous, {}
+    for signum, handler in previous.items():
       # None: a handler that was not set by Python and cannot be put back by it.
       signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # type: ignore
-    self._previous = {}
+    if self._previous_hook is not None:
+      sys.unraisablehook, self._previous_hook = self._previous_hook, None
     if self._pipe is not None:
       signal.set_wakeup_fd(self._previous_fd)
-      os.write(self._pipe[1], b'\0')  # No signal has number 0: it ends the thread.
+      os.write(self._pipe[1], bytes([_END]))
       self._thread.join()
       for fd in self._pipe:
         os.close(fd)
@@ -119,14 +132,30 @@ class Interrupt:
     if not self._deferred:
       raise Interrupted(self._received[0])
 
+  def _ignored(self, ignored: sys.UnraisableHookArgs) -> None:
+    """Python tells of an exception that it is about to ignore."""
+    if isinstance(ignored.exc_value, Interrupted) and self._pipe is not None:
+      os.write(self._pipe[1], bytes([_AGAIN]))
+    elif self._previous_hook is not None:
+      self._previous_hook(ignored)
+
   def _watch(self, pipe: int) -> None:
     """Runs in a thread of its own, as soon as the signal arrives."""
     count = 0
     while True:
       for signum in os.read(pipe, 64):
-        if signum == 0:
+        if signum == _END:
           return
+        if signum == _AGAIN:
+          time.sleep(0.01)  # So that the main thread has left the callback.
+          if self._previous:
+            self._repeats += 1
+            signal.pthread_kill(threading.main_thread().ident or 0, self._received[0])
+          continue
         if signum not in self._previous:
+          continue
+        if self._repeats:
+          self._repeats -= 1
           continue
         count += 1
         name = signal.Signals(signum).name

@@ -71,6 +71,32 @@ def test_a_signal_somebody_swallowed_is_not_forgotten():
       pytest.fail('went on')
 
 
+def test_a_signal_is_not_lost_where_python_ignores_exceptions(capfd):
+  class Dying:
+    def __del__(self):
+      raise_signal(signal.SIGTERM)
+
+  hook = sys.unraisablehook
+  with pytest.raises(Interrupted), Interrupt():
+    Dying()
+    time.sleep(60)
+    pytest.fail('the signal was lost')
+  assert sys.unraisablehook is hook
+  assert capfd.readouterr().err == ''
+
+
+def test_other_ignored_exceptions_are_told_as_ever(capfd, monkeypatch):
+  monkeypatch.setattr(sys, 'unraisablehook', lambda ignored: print(ignored.exc_value))
+
+  class Dying:
+    def __del__(self):
+      raise ValueError('told')
+
+  with Interrupt():
+    Dying()
+  assert capfd.readouterr().out == 'told\n'
+
+
 def test_an_error_goes_before_a_pending_signal():
   with pytest.raises(ValueError), Interrupt() as interrupts, interrupts.deferred():
     raise_signal(signal.SIGTERM)
