@@ -17,6 +17,7 @@ Nothing here executes what a checkpoint holds: arrays are raw numbers, the rest 
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import json
@@ -330,11 +331,26 @@ def _handler() -> tuple[Any, list[Exception]]:
   failures: list[Exception] = []
 
   class Arrays(ocp.type_handlers.NumpyHandler):
-    """Lets every write come to its end before a failure is told.
+    """Lets every read and write come to its end before a failure is told.
 
     Otherwise the others go on behind our back: they make the directory that we remove anew, and
     print tracebacks.
     """
+
+    async def _each(self, method: Any, *lists: Any) -> list[Any]:
+      calls = [method(self, *([one] for one in ones)) for ones in zip(*lists)]
+      found = await asyncio.gather(*calls, return_exceptions=True)
+      for one in found:
+        if isinstance(one, BaseException):
+          raise one
+      return [entry for one in found for entry in one]
+
+    async def metadata(self, infos: Any) -> Any:
+      return await self._each(ocp.type_handlers.NumpyHandler.metadata, infos)
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+      args = args or [ocp.RestoreArgs()] * len(infos)
+      return await self._each(ocp.type_handlers.NumpyHandler.deserialize, infos, args)
 
     async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
       try:
