@@ -339,11 +339,12 @@ def _handler() -> tuple[Any, list[Exception]]:
 
     async def _each(self, method: Any, *lists: Any) -> list[Any]:
       calls = [method(self, *([one] for one in ones)) for ones in zip(*lists)]
-      found = await asyncio.gather(*calls, return_exceptions=True)
-      for one in found:
+      entries: list[Any] = []
+      for one in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(one, BaseException):
           raise one
-      return [entry for one in found for entry in one]
+        entries += one
+      return entries
 
     async def metadata(self, infos: Any) -> Any:
       return await self._each(ocp.type_handlers.NumpyHandler.metadata, infos)

@@ -179,7 +179,7 @@ class SGD:
 @dataclasses.dataclass
 class Train:
   """The loop."""
-  epochs: int = _field(20, 'passes over the training set', low=1, high=2**31 - 1)
+  epochs: int = _field(20, 'passes over the training set', low=1)
   seed: int = _field(0, 'of initialisation, order of the data, dropout, augmentation', low=0,
                      high=2**31 - 1)
   label_smoothing: float = _field(0.0, 'share of the target spread over all classes', low=0,

@@ -57,8 +57,8 @@ class Programs:
     self.train_examples = train_examples
     self.steps_per_epoch = train_examples // config.data.batch_size
     if self.steps_per_epoch * config.train.epochs >= 2**31:  # Steps are counted in 32 bits.
-      raise ConfigError(f'train.epochs is {config.train.epochs}: with {self.steps_per_epoch:,} '
-                        'steps an epoch there may be at most '
+      raise ConfigError(f'train.epochs is {config_lib.shown(config.train.epochs)}: with '
+                        f'{self.steps_per_epoch:,} steps an epoch there may be at most '
                         f'{(2**31 - 1) // self.steps_per_epoch:,}.')
     self.compile_seconds = 0.0
     self._compiled: dict[Any, Any] = {}
