@@ -393,7 +393,8 @@ def test_images_nobody_expects():
 # Arguments.
 
 ARGUMENTS = ('--workdir', '--split', '--checkpoint', '--data_dir', '--config', '--seeds', '--vary',
-             '--mode', '--at_once', '--output', '--config.train.epochs', '--', '-h5', '-', '--x',
+             '--mode', '--at_once', '--output', '--coordinator', '--processes', '--process',
+             '--config.train.epochs', '--', '-h5', '-', '--x',
              '--config.', '--config.x')
 
 
@@ -416,7 +417,7 @@ def test_arguments_nobody_expects(program, tmp_path, monkeypatch):
       argv += chance.choice([[name], [f'{name}={value}'], [name, value], [value]])
     try:
       if program == 'main':
-        file, _, overrides = module.parse(argv)
+        file, _, overrides, _ = module.parse(argv)
         config_file.load(file, overrides)
         assert '--config.train.epochs' in ' '.join(argv) or not overrides
       elif program == 'population':
