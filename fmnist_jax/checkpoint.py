@@ -17,8 +17,8 @@ Nothing here executes what a checkpoint holds: arrays are raw numbers, the rest 
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import json
 import os
@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from fmnist_jax import manifest, processes
+from fmnist_jax import manifest, processes, readback
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.workdir import fsync_directory
 
@@ -46,9 +46,10 @@ class Checkpoints:
   whether it succeeded. `save`, `save_async`, `wait` and `latest_good` are for all of them to call.
   """
 
-  def __init__(self, directory: str | os.PathLike[str]):
-    """Args: directory, created with the first checkpoint."""
+  def __init__(self, directory: str | os.PathLike[str], form: readback.Form = dict):
+    """Args: directory, created with the first checkpoint; what progress must look like."""
     self.directory = pathlib.Path(directory).absolute()
+    self._form = form
     self._writer: concurrent.futures.ThreadPoolExecutor | None = None
     self._pending: concurrent.futures.Future[None] | None = None
     self._clean = False
@@ -109,7 +110,7 @@ class Checkpoints:
                for name, array in handler.metadata(directory / 'state').tree.items()}
       _compare(directory, by_name, found)
       arrays = handler.restore(directory / 'state')
-      progress = _read_progress(directory)
+      progress = self._read_progress(directory)
     except CheckpointError:
       raise
     except Exception as error:
@@ -124,7 +125,19 @@ class Checkpoints:
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
     directory, _ = self._verified(step)
-    return _read_progress(directory)
+    return self._read_progress(directory)
+
+  def _read_progress(self, directory: pathlib.Path) -> dict[str, Any]:
+    """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
+    try:
+      progress = json.loads((directory / 'progress.json').read_bytes())
+      found = readback.problem(progress, self._form)
+    except (ValueError, RecursionError, FileNotFoundError):
+      found = 'it is not JSON'
+    if found:
+      raise CheckpointError(f'The checkpoint {directory} holds no progress of a run of this '
+                            f'version of fmnist_jax ({found}); choose another --workdir.')
+    return progress
 
   def save(self, step: int, state: PyTree, progress: Mapping[str, Any],
            keep: Collection[int] = ()) -> None:
@@ -318,11 +331,27 @@ def _handler() -> tuple[Any, list[Exception]]:
   failures: list[Exception] = []
 
   class Arrays(ocp.type_handlers.NumpyHandler):
-    """Lets every write come to its end before a failure is told.
+    """Lets every read and write come to its end before a failure is told.
 
     Otherwise the others go on behind our back: they make the directory that we remove anew, and
     print tracebacks.
     """
+
+    async def _each(self, method: Any, *lists: Any) -> list[Any]:
+      calls = [method(self, *([one] for one in ones)) for ones in zip(*lists)]
+      entries: list[Any] = []
+      for one in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(one, BaseException):
+          raise one
+        entries += one
+      return entries
+
+    async def metadata(self, infos: Any) -> Any:
+      return await self._each(ocp.type_handlers.NumpyHandler.metadata, infos)
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+      args = args or [ocp.RestoreArgs()] * len(infos)
+      return await self._each(ocp.type_handlers.NumpyHandler.deserialize, infos, args)
 
     async def _open_and_write(self, *args: Any, **kwargs: Any) -> None:
       try:
@@ -348,15 +377,6 @@ def _write_arrays(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
   if failures:
     raise failures[0]
   handler.finalize(directory)
-
-
-def _read_progress(directory: pathlib.Path) -> dict[str, Any]:
-  """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
-  with contextlib.suppress(ValueError, RecursionError):
-    progress = json.loads((directory / 'progress.json').read_bytes())
-    if isinstance(progress, dict):
-      return progress
-  raise CheckpointError(f'The checkpoint {directory} holds no progress of a run of fmnist_jax.')
 
 
 def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:

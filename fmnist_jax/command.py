@@ -5,6 +5,8 @@ This module imports neither jax nor anything that does.
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import signal
 import sys
@@ -15,6 +17,14 @@ from fmnist_jax.errors import ConfigError, UserError
 from fmnist_jax.interrupt import Interrupt, Interrupted
 
 
+class Parser(argparse.ArgumentParser):
+  """Tells a mistake as all others are told: one sentence, exit code 1."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raises ConfigError."""
+    raise ConfigError(f'{message[0].upper()}{message[1:]}; see --help.')
+
+
 def run(main: Callable[[Interrupt], None]) -> NoReturn:
   """Calls `main` with signals watched, then exits.
 
@@ -22,12 +32,15 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
   SIGPIPE's where the reader of our output has left.
   """
   code = 0
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    # Paths may hold bytes that are no characters; a run must not fail on printing them.
+    sys.stdout.reconfigure(errors='backslashreplace')
   try:
     with Interrupt() as interrupt:
       main(interrupt)
   except UserError as error:
     if not error.told:
-      print(f'error: {error}', file=sys.stderr)
+      print(f'error: {one_line(str(error))}', file=sys.stderr)
     code = 1
   except Interrupted as interrupted:
     print(interrupted, file=sys.stderr)
@@ -37,6 +50,11 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
   sys.exit(code)
+
+
+def one_line(text: str) -> str:
+  """The text with line breaks and other control characters written out, as in '\\n'."""
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

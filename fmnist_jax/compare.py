@@ -6,15 +6,15 @@ writes a table, paired differences from the first, in words, and a forest plot.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fmnist_jax import command, metrics, summary, workdir
+from fmnist_jax import command, metrics, readback, summary, workdir
 from fmnist_jax.errors import ConfigError, WorkdirError
 
 
@@ -48,16 +48,25 @@ def read(directories: Sequence[str | pathlib.Path]) -> list[System]:
     WorkdirError: when a directory is neither a finished population nor a finished run.
   """
   paths = [pathlib.Path(directory) for directory in directories]
-  shortened = [path.resolve().name for path in paths]
+  try:
+    shortened = [path.resolve().name for path in paths]
+  except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle.
+    raise WorkdirError(f'Not all of {", ".join(map(ascii, directories))} can be paths: {error}.'
+                       ) from error
   systems = []
   for path, short in zip(paths, shortened):
     name = short if shortened.count(short) == 1 else str(path)
-    if (path / 'population.json').exists():
-      for group in workdir.read_json(path / 'population.json')['groups']:
+    if os.path.exists(path / 'population.json'):
+      for group in workdir.read_json(path / 'population.json', readback.POPULATION)['groups']:
         settings = ' '.join(f'{key}={value:g}' for key, value in group['settings'].items())
+        names = group['members']
+        if not names or not all(name.isprintable() and 0 < len(name) < 256 and name != '..'
+                                and '/' not in name for name in names):
+          raise WorkdirError(f'{path / "population.json"} is damaged: it does not list directories '
+                             'below members/; run the command of that population again.')
         members = [summary.read(path / 'members' / member) for member in group['members']]
         systems.append(System(f'{name} {settings}'.strip(), members))
-    elif (path / 'plan.json').exists():
+    elif os.path.exists(path / 'plan.json'):
       raise WorkdirError(f'{path} is a population that is not finished; run its command again.')
     else:
       systems.append(System(name, [summary.read(path)]))
@@ -255,7 +264,7 @@ def _dress(axes: Any, names: Sequence[str], label: str, theme: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(
+  parser = command.Parser(
       prog='python -m fmnist_jax.compare',
       description='Compares finished populations, or runs: a table, differences from the first '
       'with intervals, in words, and a forest plot.')

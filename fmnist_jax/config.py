@@ -58,9 +58,9 @@ class Data:
   data_dir: str = _field('', 'folder holding the four original .gz files; empty: look in '
                          '$FMNIST_DATA_DIR, then in the usual caches, then download')
   train_examples: int = _field(0, 'use only the first N training examples, validation included; '
-                               '0: all (synthetic: 60,000)', low=0)
+                               '0: all (synthetic: 60,000)', low=0, high=2**30)
   test_examples: int = _field(0, 'use only the first N test examples; 0: all (synthetic: 10,000)',
-                              low=0)
+                              low=0, high=2**30)
   validation_examples: int = _field(5000, 'taken from the training set, class-balanced, the same '
                                     'for every seed; 0: no validation, the last epoch is kept',
                                     low=0)
@@ -74,12 +74,13 @@ class Data:
 
 
 ACTIVATIONS = ('relu', 'gelu', 'silu', 'tanh')
+WIDEST = 2**20  # Channels of a layer: beyond it shapes overflow.
 
 
 @dataclasses.dataclass
 class MLP:
   """Flatten, then dense layers, each followed by activation and dropout; a linear head."""
-  hidden: tuple[int, ...] = _field((128,), 'width of each hidden layer', low=1)
+  hidden: tuple[int, ...] = _field((128,), 'width of each hidden layer', low=1, high=WIDEST)
   activation: str = _field('relu', 'non-linearity', choices=ACTIVATIONS)
   dropout: float = _field(0.0, 'rate after each hidden layer', low=0, high=1, open_high=True,
                           continuous=True)
@@ -91,7 +92,8 @@ class CNN:
 
   The tuples `channels` and `pool` have one entry a block; `dropout` too, or it is empty.
   """
-  channels: tuple[int, ...] = _field((32, 64), 'output channels of each block', low=1)
+  channels: tuple[int, ...] = _field((32, 64), 'output channels of each block', low=1,
+                                       high=WIDEST)
   convolutions: int = _field(1, 'convolutions in each block', low=1, high=16)
   kernel: int = _field(3, 'side of the square kernels, pixels', low=1, high=31)
   padding: str = _field('VALID', 'SAME keeps height and width, VALID crops',
@@ -103,7 +105,8 @@ class CNN:
   activation: str = _field('relu', 'non-linearity', choices=ACTIVATIONS)
   dropout: tuple[float, ...] = _field((), 'rate after each block; empty: none', low=0, high=1,
                                       open_high=True, continuous=True)
-  dense: tuple[int, ...] = _field((128,), 'width of each dense layer after the blocks', low=1)
+  dense: tuple[int, ...] = _field((128,), 'width of each dense layer after the blocks', low=1,
+                                    high=WIDEST)
   dense_dropout: float = _field(0.0, 'rate after each dense layer', low=0, high=1,
                                 open_high=True, continuous=True)
 
@@ -208,7 +211,7 @@ class Evaluate:
   """What happens after the last epoch."""
   split: str = _field('test', 'what results.json is measured on; use validation while working on '
                       'a recipe', choices=('test', 'validation'))
-  batch_size: int = _field(500, 'examples a step, over all devices', low=1)
+  batch_size: int = _field(500, 'examples a step, over all devices', low=1, high=2**16)
 
 
 Model = Union[MLP, CNN]
@@ -300,25 +303,38 @@ def replace(config: Config, values: Mapping[str, Any]) -> Config:
 
 def unknown_field(name: str, known: list[str]) -> str:
   """One sentence about a mistyped field, naming the nearest real one."""
-  nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+  # Names of megabytes are not compared: that takes minutes.
+  nearest = difflib.get_close_matches(name[:80], sorted(known), n=1, cutoff=0.5)
   if nearest:
-    return f'There is no config field {name!r}; did you mean {nearest[0]!r}?'
+    return f'There is no config field {shown(name)}; did you mean {nearest[0]!r}?'
   sections = dict.fromkeys(field.split('.')[0] for field in known)
-  return f'There is no config field {name!r}; the sections are {", ".join(sections)}.'
+  return f'There is no config field {shown(name)}; the sections are {", ".join(sections)}.'
+
+
+def shown(value: Any) -> str:
+  """A value as a sentence can hold it."""
+  try:
+    text = repr(value)
+  except (ValueError, RecursionError):  # Integers of thousands of digits have no text.
+    return f'some {type(value).__name__}'
+  return text if len(text) <= 80 else f'{text[:60]}... ({len(text):,} characters)'
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
   low, high = limits['low'], limits['high']
-  if not math.isfinite(value):
+  if isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f'{name} is {value}; it must be a finite number.')
   too_high = high is not None and (value > high or (limits['open_high'] and value == high))
   if (low is not None and value < low) or too_high:
     bounds = [f'at least {low}' if low is not None else '',
               f'{"below" if limits["open_high"] else "at most"} {high}' if high is not None
               else '']
-    raise ConfigError(f'{name} is {value}; it must be {" and ".join(filter(None, bounds))}.')
+    raise ConfigError(f'{name} is {shown(value)}; it must be '
+                      f'{" and ".join(filter(None, bounds))}.')
 
 
+# A network of more layers than this is a mistake, and would take minutes to trace.
+_MOST_ENTRIES = 256
 _PLAIN = {'str': str, 'int': int, 'float': float, 'bool': bool}
 
 
@@ -326,15 +342,21 @@ def _check_type(name: str, value: Any, kind: str) -> Any:
   """Returns `value` as the type named, ints widened to floats; raises ConfigError."""
   if kind.startswith('tuple['):
     if not isinstance(value, (tuple, list)):
-      raise ConfigError(f'{name} is {value!r}; it must be a tuple such as (32, 64).')
+      raise ConfigError(f'{name} is {shown(value)}; it must be a tuple such as (32, 64).')
+    if len(value) > _MOST_ENTRIES:
+      raise ConfigError(f'{name} has {len(value):,} entries; it must have at most '
+                        f'{_MOST_ENTRIES}.')
     inner = kind.removeprefix('tuple[').split(',')[0]
     return tuple(_check_type(f'{name}[{i}]', entry, inner) for i, entry in enumerate(value))
   wanted = _PLAIN[kind]
   if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise ConfigError(f'{name} is {shown(value)}; it must be a finite number.') from None
   if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
     words = {str: 'a string', int: 'a whole number', float: 'a number', bool: 'true or false'}
-    raise ConfigError(f'{name} is {value!r}; it must be {words[wanted]}.')
+    raise ConfigError(f'{name} is {shown(value)}; it must be {words[wanted]}.')
   return value
 
 
@@ -358,7 +380,7 @@ def validate(config: Config) -> Config:
       if isinstance(entry, (int, float)) and not isinstance(entry, bool):
         _check_number(f'{name}[{i}]' if isinstance(value, tuple) else name, entry, field.metadata)
     if field.metadata['choices'] and value not in field.metadata['choices']:
-      raise ConfigError(f'{name} is {value!r}; it must be one of '
+      raise ConfigError(f'{name} is {shown(value)}; it must be one of '
                         f'{", ".join(field.metadata["choices"])}.')
     checked[name] = value
   config = replace(config, checked)
@@ -373,7 +395,7 @@ def _check_sections(section: Any, prefix: str) -> None:
       continue
     value = getattr(section, field.name)
     if type(value) not in types:
-      raise ConfigError(f'{prefix}{field.name} is {value!r}; it must be one of '
+      raise ConfigError(f'{prefix}{field.name} is {shown(value)}; it must be one of '
                         f'{", ".join(t.__name__ for t in types)} of fmnist_jax.config.')
     _check_sections(value, f'{prefix}{field.name}.')
 
@@ -390,8 +412,8 @@ def _check_together(config: Config) -> None:
                         'model.channels; give one entry a block, or () for none.')
   known = ('fashion_mnist', 'mnist', 'synthetic')
   if data.name not in known and not data.name.endswith('.npz'):
-    raise ConfigError(f'data.name is {data.name!r}; it must be one of {", ".join(known)}, or the '
-                      'path of a .npz file.')
+    raise ConfigError(f'data.name is {shown(data.name)}; it must be one of {", ".join(known)}, or '
+                      'the path of a .npz file.')
   if data.train_examples and data.validation_examples >= data.train_examples:
     raise ConfigError(f'data.validation_examples is {data.validation_examples}, but '
                       f'data.train_examples is {data.train_examples}: nothing is left to train on.')
@@ -443,8 +465,8 @@ def from_json(values: Mapping[str, Any]) -> Config:
         if len(kinds) > 1:
           names = {k.__name__: k for k in kinds}
           tag = value.get('type') if isinstance(value, Mapping) else None
-          if tag not in names:
-            raise ConfigError(f'{prefix}{name}.type is {tag!r}; it must be one of '
+          if not isinstance(tag, str) or tag not in names:
+            raise ConfigError(f'{prefix}{name}.type is {shown(tag)}; it must be one of '
                               f'{", ".join(names)}.')
           kind = names[tag]
           value = {k: v for k, v in value.items() if k != 'type'}

@@ -8,6 +8,7 @@ for another kind with its defaults, so put it before overrides of that kind's fi
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import runpy
 import textwrap
@@ -28,18 +29,18 @@ def find(path: str) -> pathlib.Path:
     ConfigError: when there is none, listing those that are shipped.
   """
   given = pathlib.Path(path)
-  if given.is_file():
+  if os.path.isfile(path):  # Which, unlike pathlib's, raises for no name, however strange.
     return given
   package = pathlib.Path(__file__).resolve().parent
   # Inside the package when installed, beside it in a checkout.
   for folder in (package / 'configs', package.parent / 'configs'):
-    shipped = folder / given.with_suffix('.py').name
-    if shipped.is_file() and given.parent in (pathlib.Path('.'), pathlib.Path('configs')):
+    shipped = folder / f'{given.stem}.py'
+    if os.path.isfile(shipped) and given.parent in (pathlib.Path('.'), pathlib.Path('configs')):
       return shipped
   names = sorted(file.stem for folder in (package / 'configs', package.parent / 'configs')
                  for file in folder.glob('*.py') if file.stem != '__init__')
-  raise ConfigError(f'There is no config file {path}; give a path, or one of the shipped ones: '
-                    f'{", ".join(dict.fromkeys(names))}.')
+  raise ConfigError(f'There is no config file {path or repr(path)}; give a path, or one of the '
+                    f'shipped ones: {", ".join(dict.fromkeys(names))}.')
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> config_lib.Config:
@@ -73,11 +74,13 @@ def load(path: str, overrides: Iterable[str] = ()) -> config_lib.Config:
 def _apply(config: config_lib.Config, override: str) -> config_lib.Config:
   name, equals, text = override.partition('=')
   if not equals:
-    raise ConfigError(f'--config.{name} needs a value: --config.{name}=VALUE.')
+    raise ConfigError(f'{config_lib.shown(name)} needs a value: --config.FIELD=VALUE.')
   *sections, last = name.split('.')
   parents: list[Any] = [config]
   for depth, section in enumerate(sections):
-    parents.append(getattr(parents[-1], section, None))
+    # Fields alone: every object has attributes such as __class__.
+    fields = [field.name for field in dataclasses.fields(parents[-1])]
+    parents.append(getattr(parents[-1], section) if section in fields else None)
     if not dataclasses.is_dataclass(parents[-1]):
       raise ConfigError(_unknown(config, name, depth))
   value: Any
@@ -90,8 +93,8 @@ def _apply(config: config_lib.Config, override: str) -> config_lib.Config:
     if text not in kinds or len(kinds) == 1:
       known = [f'{name}.{field.name}' for field in dataclasses.fields(getattr(owner, last))]
       ways = f'choose one of {", ".join(kinds)}, or ' if len(kinds) > 1 else ''
-      raise ConfigError(f'{name}={text}: {name} is a section; {ways}set one of its fields: '
-                        f'{", ".join(known)}.')
+      raise ConfigError(f'{name}={config_lib.shown(text)}: {name} is a section; {ways}set '
+                        f'one of its fields: {", ".join(known)}.')
     value = kinds[text]()
   else:
     value = parse(name, text, str(hints[last].type))
@@ -124,12 +127,12 @@ def parse(name: str, text: str, kind: str) -> Any:
   if kind == 'bool':
     if text.lower() in ('true', 'false'):
       return text.lower() == 'true'
-    raise ConfigError(f'{name} is {text!r}; it must be true or false.')
+    raise ConfigError(f'{name} is {config_lib.shown(text)}; it must be true or false.')
   try:
     return {'int': int, 'float': float}[kind](text)
   except ValueError:
     words = {'int': 'a whole number', 'float': 'a number'}[kind]
-    raise ConfigError(f'{name} is {text!r}; it must be {words}.') from None
+    raise ConfigError(f'{name} is {config_lib.shown(text)}; it must be {words}.') from None
 
 
 def describe(config: config_lib.Config) -> str:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, models, optim, sharding, step
 from fmnist_jax.data.augment import augment
+from fmnist_jax.errors import ConfigError
 
 # A stream of the root key that no step uses: `fold_in` of a number no step reaches.
 _ORDER_STREAM = 2**31 + 1
@@ -55,6 +56,10 @@ class Programs:
     self.num_classes = num_classes
     self.train_examples = train_examples
     self.steps_per_epoch = train_examples // config.data.batch_size
+    if self.steps_per_epoch * config.train.epochs >= 2**31:  # Steps are counted in 32 bits.
+      raise ConfigError(f'train.epochs is {config_lib.shown(config.train.epochs)}: with '
+                        f'{self.steps_per_epoch:,} steps an epoch there may be at most '
+                        f'{(2**31 - 1) // self.steps_per_epoch:,}.')
     self.compile_seconds = 0.0
     self._compiled: dict[Any, Any] = {}
     self._lock = threading.Lock()

@@ -6,7 +6,6 @@ but its files and the data set.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 import platform
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 
 from fmnist_jax import command, data, metrics, report, sharding, step, workdir
 from fmnist_jax.epoch import Programs
-from fmnist_jax.errors import DataError
+from fmnist_jax.errors import DataError, DivergenceError
 from fmnist_jax.run import load_run
 
 Batch = tuple[Any, Any, Any]
@@ -110,7 +109,13 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
     seed: of the run.
     seconds: by phase: data, compile, train, evaluate.
     mesh: what the predictions were computed on.
+
+  Raises:
+    DivergenceError: when the model predicts what is no probability.
   """
+  if not np.isfinite(probabilities).all():
+    raise DivergenceError(f'The best model gives {split} images probabilities that are not finite; '
+                          'train again with a lower optim.learning_rate or with optim.clip_norm.')
   return {
       'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
       **metrics.summarize(probabilities, labels, described['class_names']),
@@ -194,7 +199,7 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
 
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(
+  parser = command.Parser(
       prog='python -m fmnist_jax.evaluate',
       description='Measures a checkpoint of a finished or running run again, prints precision, '
       'recall and F1 of each class, and writes results-SPLIT-CHECKPOINT.json into the workdir.')

@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import evaluate, progress, sharding, step, train, workdir
+from fmnist_jax import evaluate, progress, readback, sharding, step, train, workdir
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import hyper_arrays
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Interrupt, Interrupted
-from fmnist_jax.session import Equipment, Progress, describe, epoch_record
+from fmnist_jax.session import Equipment, Progress, describe, epoch_record, not_finite
 from fmnist_jax.stacked import MemberPrograms, choose
 
 
@@ -48,7 +48,8 @@ class GroupProgress:
   @classmethod
   def from_json(cls, saved: dict[str, Any]) -> GroupProgress:
     """What `dataclasses.asdict` made JSON of."""
-    return cls(**{**saved, 'members': [Progress(**member) for member in saved['members']]})
+    fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
+    return cls(**{**fields, 'members': [Progress.from_json(one) for one in saved['members']]})
 
 
 class Lockstep:
@@ -72,7 +73,7 @@ class Lockstep:
     self.config = members[0][0]
     self.programs = MemberPrograms(equipment.programs)
     self.steps_per_epoch = equipment.programs.steps_per_epoch
-    self.checkpoints = Checkpoints(directory / 'checkpoints')
+    self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS)
     self.history = workdir.History(directory / 'metrics.jsonl')
     described = describe(equipment.dataset)
     self.progress = GroupProgress([Progress() for _ in members], [-1] * len(members), described)
@@ -124,6 +125,10 @@ class Lockstep:
                             'give the data it was trained on, or another --workdir.')
     restored = self._put(restored)
     self.state, self.sums, self.best = (restored[name] for name in ('state', 'sums', 'best'))
+    if not len(saved['members']) == len(saved['bad_steps']) == len(self.members):
+      raise CheckpointError(f'The checkpoints in {self.directory} are of {len(saved["members"])} '
+                            f'members, not of {len(self.members)}; delete that directory to start '
+                            'this group anew.')
     self.progress, self.taken = GroupProgress.from_json(saved), newest
     self._saved = (newest,)
     kept = self.history.truncate(self.progress.epoch * self.steps_per_epoch)
@@ -228,14 +233,15 @@ class Lockstep:
     for k, ((config, held), member) in enumerate(zip(self.members, self.progress.members)):
       if member.finished:
         continue
-      if sums.bad_step[k] >= 0:
-        self.progress.bad_steps[k] = int(sums.bad_step[k])
-        member.finished = True
-        self.display.say(f'{held.path.name} is given up: {self._diverged(k)}')
-        continue
       record = epoch_record(config, self.steps_per_epoch, self.taken, share, images_per_second,
                             jax.tree.map(lambda leaf, k=k: leaf[k], sums),
                             {name: float(values[k]) for name, values in measured.items()})
+      if sums.bad_step[k] >= 0 or not_finite(record):
+        # Where the loss was finite to the end, and the weights were not: the step that came next.
+        self.progress.bad_steps[k] = int(sums.bad_step[k]) if sums.bad_step[k] >= 0 else self.taken
+        member.finished = True
+        self.display.say(f'{held.path.name} is given up: {self._diverged(k)}')
+        continue
       better[k] = member.decide(record, config)
       records[held.path.name] = record
     self.best = self.programs.call(choose, self._lanes(better), self.state, self.best)

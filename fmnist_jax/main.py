@@ -26,9 +26,9 @@ Place = tuple[str, int | None, int | None]
 def parse(argv: Sequence[str]) -> tuple[str, pathlib.Path, list[str], Place | None]:
   """Config file, work directory, overrides and place among processes; prints help when asked to."""
   rest, overrides = command.split_overrides(argv)
-  parser = argparse.ArgumentParser(
+  parser = command.Parser(
       prog='python -m fmnist_jax.main', description=_DESCRIPTION, add_help=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--config', default='configs/cnn.py', metavar='FILE',
                       help='config file: a path, or the name of a shipped one such as mlp '
                       '(default: %(default)s)')
@@ -63,7 +63,7 @@ def _place(coordinator: str | None, processes: str | None, process: str | None) 
     return coordinator, None, None
   host, _, port = (coordinator or '').rpartition(':')
   numbers = [port, processes or '', process or '']
-  if not host or not all(number.isdecimal() for number in numbers):
+  if not host or not all(number.isdecimal() and len(number) < 10 for number in numbers):
     raise ConfigError('Several processes need all of --coordinator=HOST:PORT, --processes=N and '
                       '--process=I, the latter two whole numbers, or --coordinator=auto alone.')
   number, index = int(numbers[1]), int(numbers[2])

@@ -219,7 +219,7 @@ class Work:
       workdir.write_json(path, [group_size(equipment, len(lot), at_once)
                                 for equipment, lot in lots])
     number = itertools.count()
-    for (equipment, lot), size in zip(lots, workdir.read_json(path)):
+    for (equipment, lot), size in zip(lots, workdir.read_json(path, [range(1, 2**31)])):
       for start in range(0, len(lot), size):
         directory = self.population.path / 'groups' / str(next(number))
         self._train_group(lot[start:start + size], size, directory, equipment)

@@ -26,8 +26,11 @@ def schedule_shape(schedule: config_lib.Schedule, steps_per_epoch: int,
   """
   total = steps_per_epoch * epochs
 
+  def steps(some_epochs: float) -> int:
+    return round(min(some_epochs * steps_per_epoch, total))
+
   def after_warmup(rest: optax.Schedule, warmup_epochs: float) -> optax.Schedule:
-    warmup = min(round(warmup_epochs * steps_per_epoch), total)
+    warmup = steps(warmup_epochs)
     if not warmup:
       return rest
     # The first step already learns: 1/warmup, 2/warmup, ..., 1.
@@ -38,7 +41,7 @@ def schedule_shape(schedule: config_lib.Schedule, steps_per_epoch: int,
     case config_lib.Constant():
       return after_warmup(optax.constant_schedule(1.0), schedule.warmup_epochs)
     case config_lib.Cosine():
-      decay = max(total - round(schedule.warmup_epochs * steps_per_epoch), 1)
+      decay = max(total - steps(schedule.warmup_epochs), 1)
       return after_warmup(optax.cosine_decay_schedule(1.0, decay, schedule.final),
                           schedule.warmup_epochs)
     case config_lib.OneCycle():
@@ -50,7 +53,7 @@ def schedule_shape(schedule: config_lib.Schedule, steps_per_epoch: int,
           1.0 + jnp.cos(math.pi * jnp.minimum(step, rise) / rise))
       return optax.join_schedules([climb, fall], [rise])
     case config_lib.Step():
-      drops = {round(epoch * steps_per_epoch): schedule.factor for epoch in schedule.epochs}
+      drops = {steps(epoch): schedule.factor for epoch in schedule.epochs}
       # Boundaries are absolute: `join_schedules` would restart the count after the warm-up.
       drop = optax.piecewise_constant_schedule(1.0, drops)
       warm = after_warmup(optax.constant_schedule(1.0), schedule.warmup_epochs)

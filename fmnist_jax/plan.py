@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 from fmnist_jax import config as config_lib
 from fmnist_jax.errors import ConfigError
+
+MOST_MEMBERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,10 @@ def plan(config: config_lib.Config, seeds: int,
       raise ConfigError(f'--vary {name} has no values; write --vary {name}=VALUE,VALUE.')
     if len(set(values)) < len(values):
       raise ConfigError(f'--vary {name} lists a value twice.')
+  total = seeds * math.prod(map(len, vary.values()))
+  if total > MOST_MEMBERS:
+    raise ConfigError(f'--seeds and --vary make {total:,} members; there can be at most '
+                      f'{MOST_MEMBERS:,}.')
   members = []
   for combination in itertools.product(*vary.values()):
     settings = dict(zip(vary, map(float, combination)))

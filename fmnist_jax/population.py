@@ -7,7 +7,6 @@ sure their mean is. The same command again goes on where the last one stopped.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import pathlib
 import sys
@@ -103,7 +102,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     if not dataset.resident:
       raise ConfigError('A population keeps its data on the device, but this data set is streamed; '
                         'set data.residency=resident, or train its members with fmnist_jax.main.')
-    models.check_fits(config.model, dataset.image_shape)
+    models.check_fits(config.model, dataset.image_shape, dataset.num_classes)
     config = train.resolve(config, platform, resident=True)
     members = plan(config, seeds, vary)
     held = stack.enter_context(workdir.Workdir(directory, config))
@@ -130,7 +129,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
 def _settle(held: workdir.Workdir, seeds: int, vary: Mapping[str, Sequence[float]], mode: str,
             fastest: str) -> str:
   """The mode; raises WorkdirError when the directory holds another population, or a run."""
-  from fmnist_jax import workdir
+  from fmnist_jax import readback, workdir
   path = held.path / 'plan.json'
   wanted = {'seeds': seeds, 'vary': {name: list(map(float, values))
                                      for name, values in vary.items()}}
@@ -141,7 +140,7 @@ def _settle(held: workdir.Workdir, seeds: int, vary: Mapping[str, Sequence[float
     mode = fastest if mode == 'auto' else mode
     workdir.write_json(path, {**wanted, 'mode': mode})
     return mode
-  saved = workdir.read_json(path)
+  saved = workdir.read_json(path, readback.PLAN)
   wanted['mode'] = saved['mode'] if mode == 'auto' else mode
   changed = [f'{name}: {saved[name]} -> {wanted[name]}' for name in wanted
              if saved[name] != wanted[name]]
@@ -173,7 +172,7 @@ def parse_vary(arguments: Sequence[str]) -> dict[str, list[float]]:
 def main(interrupt: Interrupt) -> None:
   """Reads the command line and trains."""
   rest, overrides = command.split_overrides(sys.argv[1:])
-  parser = argparse.ArgumentParser(prog='python -m fmnist_jax.population',
+  parser = command.Parser(prog='python -m fmnist_jax.population',
                                    description=_DESCRIPTION, allow_abbrev=False)
   parser.add_argument('--config', default='configs/cnn.py', metavar='FILE',
                       help='config file: a path, or the name of a shipped one such as mlp '

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import sharding, step, workdir
+from fmnist_jax import models, readback, sharding, step, workdir
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import Programs, hyper_arrays
 from fmnist_jax.errors import CheckpointError, DataError
@@ -34,7 +34,7 @@ class Run:
     """Use `load_run`."""
     self.workdir = directory
     self.config = config
-    checkpoints = Checkpoints(directory / 'checkpoints')
+    checkpoints = Checkpoints(directory / 'checkpoints', readback.PROGRESS)
     latest = checkpoints.latest_good()
     if latest is None:
       raise CheckpointError(f'{directory} has no checkpoint yet; train it first.')
@@ -43,6 +43,11 @@ class Run:
     described = self.progress['data']
     self.class_names = tuple(described['class_names'])
     self.image_shape = tuple(described['image_shape'])
+    if len(self.image_shape) != 3 or len(self.class_names) < 2:
+      raise CheckpointError(f'The checkpoints of {directory} are of images of shape '
+                            f'{list(self.image_shape)} in {len(self.class_names)} classes; there '
+                            'must be three axes and two classes.')
+    models.check_fits(config.model, self.image_shape, len(self.class_names))
     mesh = sharding.make_mesh(sharding.padded(config.evaluate.batch_size, len(jax.devices())))
     self.programs = Programs(config, mesh, self.image_shape, len(self.class_names),
                              described['train_examples'])
@@ -61,7 +66,7 @@ class Run:
   @property
   def results(self) -> dict[str, Any]:
     """The contents of results.json; raises WorkdirError when the run is not finished."""
-    return workdir.read_json(self.workdir / 'results.json')
+    return workdir.read_json(self.workdir / 'results.json', readback.RESULTS)
 
   @property
   def history(self) -> list[dict[str, Any]]:
@@ -98,25 +103,26 @@ def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
   """Images as [N, H, W, C], uint8 or float32 in [0, 1]; raises DataError like `Run.predict`."""
   try:
     array = np.asarray(images)
-  except ValueError as error:
+  except (ValueError, TypeError, OverflowError, RecursionError) as error:
     raise DataError(f'The images are not an array ({error}); stack images of one size.') from error
   height, width, channels = image_shape
+  shape = array.shape
   if array.ndim == 3 and channels == 1:
     array = array[..., None]
   if array.ndim != 4 or array.shape[1:] != (height, width, channels):
     plain = f'[N, {height}, {width}] or ' if channels == 1 else ''
-    raise DataError(f'The images have shape {list(np.shape(images))}; this model takes {plain}'
+    raise DataError(f'The images have shape {list(shape)}; this model takes {plain}'
                     f'[N, {height}, {width}, {channels}].')
   if array.dtype == np.uint8:
     return array
   if not np.issubdtype(array.dtype, np.floating):
     raise DataError(f'The images are {array.dtype}; give uint8 in 0..255 or floating point in '
                     '[0, 1].')
-  array = array.astype(np.float32)
-  if array.size and not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+  # Before they become float32, where large numbers would be infinite. NaN is in no range.
+  if array.size and not (array.min() >= 0 and array.max() <= 1):
     raise DataError('The images hold values that are not finite or outside [0, 1]; scale floating '
                     'point images to [0, 1].')
-  return array
+  return array.astype(np.float32)
 
 
 def _choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
@@ -124,7 +130,7 @@ def _choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
     return latest
   if which == 'best':
     wanted = checkpoints.progress(latest)['best_step']
-  elif which.isdecimal():
+  elif which.isdecimal() and len(which) < 20:
     wanted = int(which)
   else:
     raise CheckpointError(f'The checkpoint is {which!r}; it must be best, latest or a step.')

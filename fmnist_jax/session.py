@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, evaluate, optim, processes, sharding, step, workdir
+from fmnist_jax import data, evaluate, optim, processes, readback, sharding, step, workdir
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import Programs, hyper_arrays
@@ -49,6 +49,11 @@ class Progress:
   seconds: dict[str, float] = dataclasses.field(
       default_factory=lambda: {'data': 0.0, 'compile': 0.0, 'train': 0.0})
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, saved: Mapping[str, Any]) -> Progress:
+    """What `dataclasses.asdict` made JSON of."""
+    return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
 
   def decide(self, record: Mapping[str, Any], config: config_lib.Config) -> bool:
     """Takes in an epoch's record; returns whether it is the best so far.
@@ -136,6 +141,11 @@ def epoch_record(config: config_lib.Config, steps_per_epoch: int, taken: int, se
           'train_accuracy': int(sums.correct) / int(sums.count), **measured}
 
 
+def not_finite(record: Mapping[str, Any]) -> str | None:
+  """The first number of a record that is infinite or none: weights can be so while no loss was."""
+  return next((name for name, value in record.items() if not math.isfinite(value)), None)
+
+
 class Session:
   """One process's work on one run: the state and what it takes to advance it."""
 
@@ -146,7 +156,7 @@ class Session:
     self.equipment, self.interrupt = equipment, interrupt
     self.dataset, self.mesh, self.programs = (
         equipment.dataset, equipment.mesh, equipment.programs)
-    self.checkpoints = Checkpoints(directory.path / 'checkpoints')
+    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS)
     self.progress = Progress(data=describe(self.dataset))
     self._saved: tuple[int, ...] = ()  # The last checkpoint's step and the best it knew.
     self._ticked = time.perf_counter()
@@ -167,7 +177,7 @@ class Session:
       return
     saved = processes.of_primary(lambda: self._progress_at(newest))
     self.restore(newest)
-    self.progress = Progress(**saved)
+    self.progress = dataclasses.replace(Progress.from_json(saved), data=self.progress.data)
     self._saved = newest, self.progress.best_step
     processes.of_primary(self._rewind_history)
 
@@ -185,6 +195,10 @@ class Session:
       raise CheckpointError(f'{self.directory.history.path} has {len(kept)} epochs, but the '
                             f'checkpoint was saved after {self.progress.epoch}; put the file back, '
                             'or choose another --workdir.')
+    found = readback.history_problem(kept)
+    if found:
+      raise CheckpointError(f'{self.directory.history.path} is damaged ({found}); put the file '
+                            'back, or choose another --workdir.')
 
   def restore(self, taken: int) -> None:
     """Takes the state from the checkpoint of a step."""
@@ -202,6 +216,9 @@ class Session:
     """Saves the state; it is written while training goes on."""
     self._tick()
     taken = int(self.state.step)
+    weights = jax.device_get((self.state.params, self.state.variables()))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights)):
+      self._give_up(f'The weights are not finite after step {taken}')
     # The one before stays, with its best: should this one be damaged, that is what is left.
     keep = {self.progress.best_step, *self._saved}
     self.checkpoints.save_async(taken, {'state': self.state, 'sums': self.sums},
@@ -309,18 +326,20 @@ class Session:
 
   def check(self, sums: step.Sums) -> None:
     """Raises DivergenceError if a step so far was not finite."""
-    if sums.bad_step < 0:
-      return
-    self.checkpoints.wait()
-    processes.of_primary(lambda: self._diverged(sums))
+    if sums.bad_step >= 0:
+      self._give_up(f'The loss or its gradient is not finite at step {int(sums.bad_step)}')
 
-  def _diverged(self, sums: step.Sums) -> NoReturn:
+  def _give_up(self, what: str) -> None:
+    """Raises DivergenceError, in every process."""
+    self.checkpoints.wait()
+    processes.of_primary(lambda: self._diverged(what))
+
+  def _diverged(self, what: str) -> NoReturn:
     kept = self.checkpoints.steps()
     where = (f'the checkpoint of step {kept[-1]} is kept in {self.checkpoints.directory}'
              if kept else 'nothing had been saved yet')
-    raise DivergenceError(
-        f'The loss or its gradient is not finite at step {int(sums.bad_step)} (epoch '
-        f'{self.progress.epoch + 1}); {where}; lower optim.learning_rate or set optim.clip_norm.')
+    raise DivergenceError(f'{what} (epoch {self.progress.epoch + 1}); {where}; lower '
+                          'optim.learning_rate or set optim.clip_norm.')
 
   def finish_epoch(self, images_per_second: float) -> None:
     """The barrier: measure, decide, write the record, save.
@@ -341,6 +360,9 @@ class Session:
     self._tick()
     record = epoch_record(config, programs.steps_per_epoch, taken, self.progress.seconds['train'],
                           images_per_second, sums, measured)
+    wrong = not_finite(record)
+    if wrong:
+      self._give_up(f'{wrong} is not finite after step {taken}')
     best = self.progress.decide(record, config)
     self.sums = sharding.put(self.zero, sharding.replicated(self.mesh))
     # The record first: a checkpoint never knows of an epoch that the history lacks.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmnist_jax import metrics, workdir
+from fmnist_jax import metrics, readback, workdir
 from fmnist_jax.errors import DivergenceError, WorkdirError
 
 SCORES = ('accuracy', 'loss', 'macro_f1', 'train_validation_gap')
@@ -48,17 +49,41 @@ class Finished:
 
 def read(path: pathlib.Path) -> Finished:
   """Reads a finished run; raises WorkdirError when it is none."""
-  if not (path / 'results.json').exists():
+  if not os.path.exists(path / 'results.json'):
     raise WorkdirError(f'{path} is not a finished run: it has no results.json; train it to its '
                        'end first.')
+  results = workdir.read_json(path / 'results.json', readback.RESULTS)
   try:
-    with np.load(path / 'predictions.npz') as file:
-      probabilities, labels = file['probabilities'], file['labels']
-  except (OSError, ValueError, KeyError) as error:
-    raise WorkdirError(f'{path / "predictions.npz"} could not be read ({error}); delete the '
-                       'results.json beside it and run the same command again.') from error
-  return Finished(path, workdir.read_json(path / 'results.json'),
-                  workdir.History(path / 'metrics.jsonl').read(), probabilities, labels)
+    with readback.open_regular(path / 'predictions.npz') as file:
+      arrays = readback.arrays(file, ('probabilities', 'labels'))
+    _check_predictions(arrays, results)
+  except (OSError, ValueError) as error:
+    raise WorkdirError(f'{path / "predictions.npz"} could not be read ({str(error).rstrip(".")}); '
+                       'delete the results.json beside it and run the same command again.'
+                       ) from error
+  history = workdir.History(path / 'metrics.jsonl')
+  records = history.read()
+  found = readback.history_problem(records)
+  if not found and results['best_epoch'] > len(records):
+    found = f'it ends before epoch {results["best_epoch"]}, the best'
+  if found:
+    raise WorkdirError(f'{history.path} is damaged ({found}); put the file back, or train again in '
+                       'another --workdir.')
+  return Finished(path, results, records, arrays['probabilities'], arrays['labels'])
+
+
+def _check_predictions(arrays: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> None:
+  """Raises ValueError unless predictions are those that the results were computed from."""
+  for name in ('probabilities', 'labels'):
+    if name not in arrays:
+      raise ValueError(f'it has no array {name!r}')
+  probabilities = arrays['probabilities']
+  if probabilities.dtype != np.float32:
+    raise ValueError(f'probabilities are {probabilities.dtype}')
+  names = [entry['name'] for entry in results['per_class']]
+  again = metrics.summarize(probabilities, arrays['labels'], names)
+  if again['confusion_matrix'] != results['confusion_matrix']:
+    raise ValueError('results.json was computed from other predictions')
 
 
 def statistics(values: Sequence[float]) -> dict[str, Any]:
@@ -130,7 +155,8 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
     groups.append({'settings': settings_of[key], **summarize(members, class_names)})
     curves[key] = [member.history for member in members]
   if one is None:
-    message = workdir.read_json(directory / 'members' / diverged[0] / 'diverged.json')['message']
+    message = workdir.read_json(directory / 'members' / diverged[0] / 'diverged.json',
+                                {'message': str})['message']
     raise DivergenceError(f'Not one of {len(diverged)} members came to its end: {message}')
   found = {
       **{name: one.results[name] for name in ('dataset', 'synthetic', 'split', 'examples',

@@ -20,6 +20,7 @@ from fmnist_jax import (
     models,
     ops,
     processes,
+    readback,
     report,
     sharding,
     workdir,
@@ -108,7 +109,7 @@ def prepare(config: config_lib.Config, directory: pathlib.Path
             ) -> tuple[config_lib.Config, pathlib.Path, data.Dataset, Mesh]:
   """What a run needs before it opens its directory: resolved config, directory, data, devices."""
   config, directory, dataset = load(config, directory)
-  models.check_fits(config.model, dataset.image_shape)
+  models.check_fits(config.model, dataset.image_shape, dataset.num_classes)
   mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
   return resolve(config, sharding.platform(mesh), dataset.resident), directory, dataset, mesh
 
@@ -136,7 +137,7 @@ def finished(held: workdir.Workdir) -> dict[str, Any] | None:
   Checkpoints(held.path / 'checkpoints').clean()
   if not (held.path / 'results.json').exists():
     return None
-  return workdir.read_json(held.path / 'results.json')
+  return workdir.read_json(held.path / 'results.json', readback.RESULTS)
 
 
 def load(config: config_lib.Config,

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from fmnist_jax.config import Config, differences, from_json, to_json
 from fmnist_jax.errors import ConfigError, WorkdirError
+from fmnist_jax.readback import Form, open_regular, problem
 
 PathLike = str | os.PathLike[str]
 
@@ -76,19 +77,29 @@ def write_json(path: PathLike, value: Any) -> None:
   write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
-def read_json(path: PathLike) -> Any:
+def read_json(path: PathLike, form: Form = object) -> Any:
   """Reads a JSON file.
 
+  Args:
+    path: of the file.
+    form: what it must hold, see `readback`; anything by default.
+
   Raises:
-    WorkdirError: when it is missing, unreadable or not JSON.
+    WorkdirError: when it is missing, unreadable, not JSON or of another form.
   """
   try:
-    return json.loads(pathlib.Path(path).read_bytes(), parse_constant=_no_constant)
+    with open_regular(path) as file:
+      value = json.loads(file.read(), parse_constant=_no_constant)
+    found = None if form is object else problem(value, form)
   except OSError as error:
     raise WorkdirError(f'{path} could not be read: {_reason(error)}.') from error
   except (ValueError, RecursionError) as error:
     raise WorkdirError(f'{path} is damaged, it is not JSON ({error}); delete it or choose another '
                        '--workdir.') from error
+  if found:
+    raise WorkdirError(f'{path} is damaged, or not of this version of fmnist_jax ({found}); '
+                       'delete it or choose another --workdir.')
+  return value
 
 
 def read_config(directory: PathLike) -> Config:
@@ -101,7 +112,7 @@ def read_config(directory: PathLike) -> Config:
     WorkdirError: when the directory is not that of a run, or its config.json is damaged.
   """
   path = pathlib.Path(directory) / 'config.json'
-  if not path.is_file():
+  if not os.path.isfile(path):
     raise WorkdirError(f'{directory} is not the directory of a run: it has no config.json.')
   try:
     return from_json(read_json(path))
@@ -128,8 +139,8 @@ def remove_leftovers(directory: PathLike) -> None:
       path.unlink()
 
 
-def _reason(error: OSError) -> str:
-  return error.strerror or str(error)
+def _reason(error: OSError | ValueError) -> str:
+  return getattr(error, 'strerror', None) or str(error)
 
 
 def _no_constant(name: str) -> None:
@@ -203,7 +214,8 @@ class History:
 
   def _load(self) -> bytes:
     try:
-      return self.path.read_bytes()
+      with open_regular(self.path) as file:
+        return file.read()
     except FileNotFoundError:
       return b''
     except OSError as error:
@@ -211,12 +223,16 @@ class History:
 
   def _parse(self, content: bytes) -> list[tuple[dict[str, Any], bytes]]:
     """(record, its line with the newline) of every whole line."""
-    records = []
-    for number, line in enumerate(content[:_whole_lines(content)].splitlines(keepends=True), 1):
+    records: list[tuple[dict[str, Any], bytes]] = []
+    # Not splitlines: a carriage return does not end a line.
+    lines = content[:_whole_lines(content)].split(b'\n')[:-1]
+    for number, line in enumerate((line + b'\n' for line in lines), 1):
       try:
         record = json.loads(line, parse_constant=_no_constant)
         if not isinstance(record, dict) or type(record.get('step')) is not int:
           raise ValueError('no record with a whole number as its step')
+        if records and record['step'] <= records[-1][0]['step']:
+          raise ValueError('its step does not follow that of the line before')
       except (ValueError, RecursionError) as error:
         raise WorkdirError(f'Line {number} of {self.path} is damaged ({error}); delete that line, '
                            'or choose another --workdir.') from error
@@ -270,9 +286,10 @@ class Workdir:
     except (FileExistsError, NotADirectoryError) as error:
       file = next(p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir())
       raise WorkdirError(f'{file} is not a directory; choose another --workdir.') from error
-    except OSError as error:
-      raise WorkdirError(f'{error.filename or self.path} cannot be used: {_reason(error)}; choose '
-                         'another --workdir or give permission.') from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL or half a character in the path.
+      place = getattr(error, 'filename', None) or self.path
+      raise WorkdirError(f'{place} cannot be used: {_reason(error)}; choose another --workdir or '
+                         'give permission.') from error
 
   def __enter__(self) -> Workdir:
     return self

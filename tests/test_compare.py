@@ -25,8 +25,9 @@ def write_run(path, labels, right, seed, gap=0.02, sha='a', split='test'):
            'seconds': {'data': 1.0, 'compile': 2.0, 'train': 6.0, 'evaluate': 1.0},
            'data_sha256': {'file': sha}, 'versions': {}, 'device': '1 x cpu'}
   (path / 'results.json').write_text(json.dumps(found))
-  records = [{'step': 10 * k, 'epoch': k, 'clean_train_accuracy': 0.9 + gap * (k == 2),
-              'validation_accuracy': 0.9} for k in (1, 2, 3)]
+  records = [{'step': 10 * k, 'epoch': k, 'clean_train_loss': 0.3, 'validation_loss': 0.3,
+              'clean_train_accuracy': 0.9 + gap * (k == 2), 'validation_accuracy': 0.9}
+             for k in (1, 2, 3)]
   (path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
   return found
 

@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 import zlib
 
+import fuzzing
 import hypothesis
 import numpy as np
 import pytest
@@ -137,17 +138,11 @@ def mutations(content):
   return mutated()
 
 
-# FMNIST_JAX_FUZZ=1000000 makes a campaign of it.
-FUZZ = hypothesis.settings(
-    max_examples=int(os.environ.get('FMNIST_JAX_FUZZ', '300')), deadline=None, database=None,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-
-
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
 def test_mutated_files_raise_our_error_or_are_consistent(tmp_path, pack):
   limit = 4096
 
-  @FUZZ
+  @fuzzing.SETTINGS
   @hypothesis.given(mutations(pack(encoded())))
   def check(content):
     path = write(tmp_path, content)

@@ -7,7 +7,7 @@ import fmnist_jax
 
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
-    ('errors',),
+    ('errors', 'readback'),
     ('config', 'interrupt', 'metrics', 'ops', 'backend'),
     ('command', 'config_file', 'plan', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
      'progress', 'processes'),

@@ -12,7 +12,8 @@ import time
 import pytest
 import runs
 
-from fmnist_jax import command, main
+from fmnist_jax import command, config_file, evaluate, main
+from fmnist_jax import workdir as workdir_lib
 from fmnist_jax.errors import ConfigError
 
 TINY = ['--config=configs/smoke.py', '--config.data.train_examples=400',
@@ -147,3 +148,44 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bits(tmp_path):
   runs.assert_same_run(tmp_path / 'whole', tmp_path / 'killed')
   assert not list((tmp_path / 'killed').rglob('.*partial*'))
   assert not list((tmp_path / 'killed').glob('checkpoints/.*'))
+
+
+def test_a_workdir_in_use_is_told_with_the_process_that_uses_it(tmp_path):
+  with workdir_lib.Workdir(tmp_path / 'w', config_file.load('smoke')):
+    code, out, err = run([*TINY, '--workdir=w'], tmp_path)
+  assert code == 1 and err.startswith(f'error: w is in use by process {os.getpid()} on ')
+  assert err.count('\n') == 1 and 'Traceback' not in out + err
+
+
+def test_what_is_printed_may_be_no_text():
+  code = 'from fmnist_jax import command\ncommand.run(lambda _: print("runs/\\udcff"))\n'
+  root = pathlib.Path(__file__).parents[1]
+  process = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                           env={**os.environ, 'PYTHONPATH': str(root), 'PYTHONIOENCODING': 'utf-8'})
+  assert (process.returncode, process.stdout, process.stderr) == (0, 'runs/\\udcff\n', '')
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    (['--workdir'], 'error: Argument --workdir: expected one argument; see --help.'),
+    (['--work=x'], 'error: There is no option --work=x'),
+    (['--config=.'], 'error: There is no config file .; give'),
+    (['--config=' + 'x' * 5000], 'error: There is no config file xxx'),
+    (['--config.train.epochs=1\n2'], r"error: train.epochs is '1\n2'; it must be a whole number."),
+    (['--config=a\nb'], r'error: There is no config file a\nb; give'),
+])
+def test_arguments_are_refused_in_one_line(monkeypatch, capsys, arguments, says):
+  monkeypatch.setattr(sys, 'argv', ['main', *arguments])
+  with pytest.raises(SystemExit) as left:
+    command.run(main.main)
+  err = capsys.readouterr().err
+  assert left.value.code == 1 and err.startswith(says) and err.count('\n') == 1
+
+
+@pytest.mark.parametrize(('arguments', 'says'), [
+    ([], 'The following arguments are required: --workdir; see --help.'),
+    (['--workdir=x', '--split=train'], "Argument --split: invalid choice: 'train'"),
+    (['--workdir=x', '--step=3'], 'Unrecognized arguments: --step=3; see --help.')])
+def test_arguments_of_evaluate_are_refused_in_one_sentence(arguments, says):
+  with pytest.raises(ConfigError) as caught:
+    evaluate.main(arguments)
+  assert str(caught.value).startswith(says)

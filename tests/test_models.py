@@ -133,3 +133,11 @@ def test_what_does_not_fit_is_told():
   models.check_fits(CNN(), (28, 28, 1))
   with pytest.raises(ConfigError, match=r'Block 2 .* leaves no pixel of a 8x28 image'):
     models.check_fits(CNN(), (8, 28, 1))
+
+
+def test_a_model_that_no_machine_holds_is_told_before_it_is_made():
+  for wide in (MLP(hidden=(2**20, 2**20)), CNN(channels=(2**20, 2**20)),
+               MLP(hidden=(2**20,) * 200), CNN(kernel=31, channels=(2**20,), pool=(2,),
+                                               padding='SAME')):
+    with pytest.raises(ConfigError, match=r'weights, too many for training in the \d+ GiB'):
+      models.check_fits(wide, (28, 28, 1), 10)

@@ -108,3 +108,11 @@ def test_settings_may_be_traced(config):
   expected = update(config)
   found = traced({name: jnp.float32(value) for name, value in values.items()})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), expected, found)
+
+
+@pytest.mark.parametrize('schedule', [
+    config_lib.Constant(warmup_epochs=1e308), config_lib.Cosine(warmup_epochs=1e308),
+    config_lib.Step(epochs=(1.0, 1e308), warmup_epochs=0.0), config_lib.OneCycle(rise=1 - 1e-16)])
+def test_schedules_longer_than_the_run(schedule):
+  values = [float(optim.schedule_shape(schedule, 10, 3)(step)) for step in range(40)]
+  assert all(0 <= value <= 1 for value in values)

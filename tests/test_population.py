@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
@@ -17,7 +19,7 @@ import sklearn.metrics
 import fmnist_jax
 from fmnist_jax import command as command_lib
 from fmnist_jax import config as config_lib
-from fmnist_jax import members, population, sharding, stacked, step, workdir
+from fmnist_jax import members, optim, population, sharding, stacked, step, workdir
 from fmnist_jax import train as train_lib
 from fmnist_jax.epoch import Programs, hyper_arrays
 from fmnist_jax.errors import ConfigError, DivergenceError, WorkdirError
@@ -443,6 +445,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, mode):
 
 @pytest.mark.parametrize(('arguments', 'says'), [
     (['--seeds=0'], 'error: --seeds is 0; it must be at least 1.'),
+    (['--seeds=' + '9' * 30], f'error: --seeds and --vary make {10**30 - 1:,} members; there can'),
     (['--sedes=2'], 'error: There is no option --sedes=2; see --help'),
     (['--seeds=two'], "error: --seeds is 'two'; it must be a whole number."),
     (['--config=nowhere'], 'error: There is no config file nowhere'),
@@ -457,3 +460,22 @@ def test_a_mistake_is_told_in_one_sentence(monkeypatch, capsys, tmp_path, argume
   err = capsys.readouterr().err
   assert err.startswith(says) and err.count('\n') == 1
   assert not list(tmp_path.iterdir())
+
+
+def test_members_whose_last_step_made_their_weights_infinite_are_given_up(tmp_path, monkeypatch):
+  original = optim.learning_rate
+  # An epoch has 20 steps: their losses are all finite.
+  monkeypatch.setattr(optim, 'learning_rate', lambda *args: lambda step: jnp.where(
+      step < 19, original(*args)(step), jnp.inf))
+  for mode, says in (('vectorized', 'at step 20'), ('sequential', 'after step 20')):
+    with pytest.raises(DivergenceError, match=f'Not one of 2 members .* not finite {says}'):
+      train_population(quick_config(epochs=1), tmp_path / mode, seeds=2, mode=mode)
+
+
+@pytest.mark.parametrize(('name', 'content'), [
+    ('plan.json', '{}'), ('plan.json', '{"seeds": "2", "vary": {}, "mode": []}')])
+def test_a_plan_of_another_form_is_refused(sequential, tmp_path, name, content):
+  shutil.copytree(sequential[0], tmp_path / 'run')
+  (tmp_path / 'run' / name).write_text(content)
+  with pytest.raises(WorkdirError, match=rf'{name} is damaged'):
+    train_population(quick_config(), tmp_path / 'run', seeds=2, vary=VARY)

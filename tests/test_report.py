@@ -299,3 +299,18 @@ def test_matplotlib_waits_until_it_is_needed_and_pyplot_stays_out():
   code = ('import sys, fmnist_jax.report; assert "matplotlib" not in sys.modules; '
           'import fmnist_jax.report.page; assert "matplotlib.pyplot" not in sys.modules')
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_thousands_of_epochs_make_no_larger_page(tmp_path):
+  sizes = []
+  for epochs in (3, 5000):
+    report.write(tmp_path, **arguments(epochs=epochs))
+    sizes.append((tmp_path / 'report' / 'report.html').stat().st_size)
+  assert sizes[1] < 1.5 * sizes[0]
+
+
+def test_a_path_that_is_no_text_is_shown(tmp_path):
+  given = arguments()
+  given['config']['data']['data_dir'] = '/data/\udcff'
+  report.write(tmp_path, **given)
+  assert '/data/\\udcff' in (tmp_path / 'report' / 'report.html').read_text('utf-8')

@@ -1,15 +1,22 @@
 """A run that is interrupted anywhere ends with the bits of the run that was not."""
 
 import dataclasses
+import json
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import train, workdir
+from fmnist_jax import optim, train, workdir
+from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupt, Interrupted
 from fmnist_jax.progress import Display
@@ -149,3 +156,117 @@ def test_divergence_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_pat
     train_and_evaluate(config, tmp_path / 'run')
   assert not (tmp_path / 'run' / 'results.json').exists()
   assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
+def explode_at(monkeypatch, at, peak):
+  """From this step on the learning rate is `peak`."""
+  original = optim.learning_rate
+
+  def learning_rate(*args):
+    rate = original(*args)
+    return lambda step: jnp.where(step < at, rate(step), peak)
+  monkeypatch.setattr(optim, 'learning_rate', learning_rate)
+
+
+@pytest.mark.parametrize(('at', 'peak', 'polls', 'says'), [
+    (25, np.inf, 10**6, r'The loss or its gradient is not finite at step 26 \(epoch 2\); '),
+    # The last step of epoch 2: its own loss is finite still, what it makes is not.
+    (39, 3e38, 10**6, r'clean_train_loss is not finite after step 40 \(epoch 2\); '),
+    # The last step before a signal: its loss is finite still, and its weights are not saved.
+    (25, np.inf, 7, r'The weights are not finite after step 26 \(epoch 2\); ')])
+def test_divergence_keeps_what_was_good_and_is_told_again(tmp_path, monkeypatch, at, peak, polls,
+                                                             says):
+  explode_at(monkeypatch, at, peak)
+  told = []
+  for _ in range(2):
+    # An epoch has four dispatches and two evaluation batches: the signal comes after step 26.
+    interrupt = runs.InterruptAt(polls if not told else polls - 6)
+    with pytest.raises(DivergenceError, match=says) as caught:
+      train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=interrupt)
+    told.append(str(caught.value))
+    assert 'the checkpoint of step 20 is kept' in told[-1] and '\n' not in told[-1]
+    checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
+    assert checkpoints.steps() == [20] == [checkpoints.latest_good()]
+    assert [record['epoch'] for record in runs.history(tmp_path / 'run')] == [1]
+    assert not (tmp_path / 'run' / 'results.json').exists()
+  assert told[0] == told[1]
+  state, _ = runs.newest_checkpoint(tmp_path / 'run')
+  assert all(np.isfinite(leaf).all() for leaf in dataclasses.asdict(state)['params'].values()
+             for leaf in leaf.values())
+
+
+# Called for the time of day alone; durations are measured by another clock.
+JUMPING_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long jump(void) {  /* seconds, -12 to 12 hours, another one at each call */
+  static unsigned seed = 1;
+  return (long)(rand_r(&seed) % 86400) - 43200;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  static int (*original)(clockid_t, struct timespec *);
+  if (!original) original = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = original(clock, now);
+  if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) now->tv_sec += jump();
+  return result;
+}
+
+int gettimeofday(struct timeval *now, void *zone) {
+  static int (*original)(struct timeval *, void *);
+  if (!original) original = dlsym(RTLD_NEXT, "gettimeofday");
+  int result = original(now, zone);
+  now->tv_sec += jump();
+  return result;
+}
+
+time_t time(time_t *out) {
+  struct timeval now;
+  gettimeofday(&now, 0);
+  if (out) *out = now.tv_sec;
+  return now.tv_sec;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which('cc') is None, reason='there is no C compiler')
+def test_a_clock_that_jumps_by_hours_changes_no_bit_and_no_duration(whole, tmp_path):
+  (tmp_path / 'clock.c').write_text(JUMPING_CLOCK)
+  library = tmp_path / 'clock.so'
+  subprocess.run(['cc', '-shared', '-fPIC', '-o', library, tmp_path / 'clock.c', '-ldl'],
+                 check=True)
+  tests = pathlib.Path(__file__).parent
+  env = os.environ | {'LD_PRELOAD': str(library), 'PYTHONPATH': f'{tests.parent}:{tests}'}
+  code = ('import sys, time\n'
+          'times = [time.time() for _ in range(100)]\n'
+          'assert max(times) - min(times) > 3600 and times != sorted(times)\n'
+          'import runs\n'
+          'from fmnist_jax.train import train_and_evaluate\n'
+          'train_and_evaluate(runs.full_config(checkpoint_every_seconds=1000), sys.argv[1])\n')
+  process = subprocess.run([sys.executable, '-c', code, tmp_path / 'run'], env=env, text=True,
+                           capture_output=True)
+  assert process.returncode == 0, process.stderr
+  runs.assert_same_run(whole, tmp_path / 'run')
+  records = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').read_text().splitlines()]
+  seconds = [0.0, *(record['seconds'] for record in records)]
+  assert seconds == sorted(seconds) and seconds[-1] < 600
+  assert all(record['images_per_second'] > 0 for record in records)
+  spent = workdir.read_json(tmp_path / 'run' / 'results.json')['seconds']
+  assert all(0 <= value < 600 for value in spent.values())
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    ({'train_loss': 'high'}, 'line 1: train_loss is no number'),
+    ({'epoch': 2}, 'line 1: epoch 1 should be there, not 2'),
+    ({'clean_train_loss': None}, 'line 1: clean_train_loss is no number')])
+def test_a_history_that_was_tampered_with_is_not_gone_on_with(tmp_path, change, says):
+  with pytest.raises(Interrupted):
+    train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=runs.InterruptAt(9))
+  path = tmp_path / 'run' / 'metrics.jsonl'
+  path.write_text(json.dumps(json.loads(path.read_text()) | change) + '\n')
+  with pytest.raises(CheckpointError, match=says):
+    train_and_evaluate(runs.full_config(), tmp_path / 'run')

@@ -1,6 +1,12 @@
 """What a run writes, against scikit-learn; and loading it again."""
 
+import contextlib
+import io
 import json
+import os
+import pickle
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,7 +15,8 @@ import sklearn.metrics
 
 import fmnist_jax
 from fmnist_jax import config as config_lib
-from fmnist_jax.errors import CheckpointError, DataError, WorkdirError
+from fmnist_jax import evaluate, manifest, summary
+from fmnist_jax.errors import CheckpointError, DataError, DivergenceError, UserError, WorkdirError
 from fmnist_jax.train import train_and_evaluate
 
 
@@ -153,3 +160,149 @@ def test_the_validation_split_can_be_the_one_measured(tmp_path):
   found = train_and_evaluate(config, tmp_path / 'run')
   assert found['split'] == 'validation' and found['examples'] == 100
   assert found['accuracy'] == pytest.approx(found['best_validation_accuracy'], abs=1e-9)
+
+
+# Runs of strangers.
+
+def sealed(checkpoint):
+  """Makes a changed checkpoint verify again: whoever changes one can do so."""
+  (checkpoint / 'manifest.json').unlink()
+  manifest.write(checkpoint, int(checkpoint.name))
+
+
+def newest(directory):
+  return max((directory / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name))
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    ({'data': None}, 'data is no object'), ({'seconds': {}}, 'seconds.data is missing'),
+    ({'best_step': '20'}, 'best_step is no such number'), ({'epoch': -1}, 'epoch is no such'),
+    ({'epoch': 10**400}, 'epoch is no such number'), ({'finished': 1}, 'finished is no true or'),
+])
+def test_progress_of_another_form_is_refused(finished, tmp_path, change, says):
+  directory = tmp_path / 'run'
+  shutil.copytree(finished[0], directory)
+  for checkpoint in (directory / 'checkpoints').glob('[0-9]*'):
+    path = checkpoint / 'progress.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    sealed(checkpoint)
+  (directory / 'results.json').unlink()
+  for use in (fmnist_jax.load_run,
+              lambda directory: train_and_evaluate(runs.full_config(devices=0), directory)):
+    with pytest.raises(CheckpointError, match=says):
+      use(directory)
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    ({'image_shape': [28, 28]}, 'there must be three axes'),
+    ({'image_shape': [60_000, 60_000, 60_000]}, 'another model|too many|larger than any'),
+    ({'image_shape': [1, 1, 1]}, 'leaves no pixel'),
+    ({'class_names': ['one']}, 'two classes'),
+    ({'class_names': ['a'] * 11}, 'another model'),
+    ({'train_examples': 2**31 - 1}, 'another model|may be at most|takes|epochs'),
+])
+def test_data_that_the_model_does_not_fit_is_refused(finished, tmp_path, change, says):
+  directory = tmp_path / 'run'
+  shutil.copytree(finished[0], directory)
+  for checkpoint in (directory / 'checkpoints').glob('[0-9]*'):
+    path = checkpoint / 'progress.json'
+    progress = json.loads(path.read_text())
+    progress['data'] |= change
+    path.write_text(json.dumps(progress))
+    sealed(checkpoint)
+  if 'train_examples' in change:
+    saved = json.loads((directory / 'config.json').read_text())
+    saved['train']['epochs'] = 10**6
+    (directory / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(UserError, match=says):
+    fmnist_jax.load_run(directory)
+
+
+class Malice:
+  """Makes a file when it is unpickled."""
+
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self._path),)
+
+
+def test_loading_a_run_from_a_stranger_executes_no_code(finished, tmp_path):
+  trap = tmp_path / 'executed'
+  poison = pickle.dumps(Malice(trap))
+  array = np.empty(1, object)
+  array[0] = Malice(trap)
+  file = io.BytesIO()
+  np.savez(file, probabilities=array, labels=array)
+  with contextlib.suppress(TypeError):
+    pickle.loads(poison)
+  assert trap.is_dir(), 'the trap works'
+  trap.rmdir()
+  whole = finished[0]
+  names = [path.relative_to(whole).as_posix() for path in sorted(whole.rglob('*'))
+           if path.is_file() and 'report' not in path.parts
+           and not path.name.startswith(('.lock', 'results-'))]
+  assert {'config.json', 'metrics.jsonl', 'results.json', 'predictions.npz'} < set(names)
+  latest = newest(whole)
+  names = [name for name in names if 'checkpoints' not in name or f'/{latest.name}/' in name]
+  assert len(names) > 8
+  refused = 0
+  for name in names:
+    for content in (poison, file.getvalue()):
+      directory = tmp_path / 'run'
+      shutil.copytree(whole, directory)
+      (directory / name).write_bytes(content)
+      if 'checkpoints' in name and not name.endswith('manifest.json'):
+        sealed(newest(directory))
+      uses = (lambda at: fmnist_jax.load_run(at, 'latest'),
+              lambda at: fmnist_jax.load_run(at).results, summary.read)
+      for use in uses:
+        with contextlib.suppress(UserError):
+          use(directory)
+          continue
+        refused += 1
+      assert not trap.exists(), name
+      shutil.rmtree(directory)
+  assert refused >= 2 * len(names)
+
+
+def test_predictions_that_are_no_probabilities_are_told(finished):
+  run = fmnist_jax.load_run(finished[0])
+  with pytest.raises(DivergenceError, match=r'validation images probabilities that are not finite'):
+    evaluate.results(described=run.progress['data'], split='validation',
+                     probabilities=np.full((3, 10), np.nan, np.float32), labels=np.arange(3),
+                     parameters=1, progress=run.progress, seed=0, seconds={},
+                     mesh=run.programs.mesh)
+
+
+def test_results_of_another_form_are_refused(finished, tmp_path):
+  directory = tmp_path / 'run'
+  shutil.copytree(finished[0], directory)
+  (directory / 'results.json').write_text('{"accuracy": 1}')
+  for use in (lambda at: fmnist_jax.load_run(at).results,
+              lambda at: train_and_evaluate(runs.full_config(devices=0), at)):
+    with pytest.raises(WorkdirError, match=r'results.json is damaged.*dataset is missing'):
+      use(directory)
+
+
+def test_a_run_on_a_disk_that_cannot_be_written_can_be_loaded_and_not_gone_on_with(finished,
+                                                                                   tmp_path):
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  mount = lambda *arguments: subprocess.run(['mount', *arguments, disk], capture_output=True)
+  if shutil.which('mount') is None or mount('-t', 'tmpfs', '-o', 'size=64m', 'tmpfs').returncode:
+    pytest.skip('only root may mount a disk')
+  try:
+    shutil.copytree(finished[0], disk / 'run')
+    assert not mount('-o', 'remount,ro').returncode
+    run = fmnist_jax.load_run(disk / 'run')
+    assert run.predict(np.zeros((2, 28, 28), np.uint8)).shape == (2, 10)
+    sentence = r'Read-only file system; choose another --workdir or give permission\.$'
+    for name in ('run', 'new'):
+      with pytest.raises(WorkdirError, match=sentence):
+        train_and_evaluate(runs.full_config(devices=0), disk / name)
+    with pytest.raises(WorkdirError, match='could not be written: Read-only file system'):
+      fmnist_jax.evaluate_run(disk / 'run')
+  finally:
+    subprocess.run(['umount', disk], check=True)

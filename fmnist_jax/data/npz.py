@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import zipfile
-import zlib
 
 import numpy as np
 
+from fmnist_jax import readback
 from fmnist_jax.data import splits
 from fmnist_jax.errors import DataError
 
@@ -42,18 +41,20 @@ def read(path: str) -> Own:
     DataError: for whatever is wrong with it.
   """
   try:
-    with open(os.path.expanduser(path), 'rb') as file:
+    file = readback.open_regular(os.path.expanduser(path))
+  except (OSError, ValueError) as error:  # ValueError: a NUL or half a character in the path.
+    raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; name a '
+                    '.npz file in data.name.') from error
+  with file:
+    try:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
       file.seek(0)
-      # Pickled objects could execute code.
-      with np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-  except OSError as error:
-    raise DataError(f'{path} cannot be read: {error.strerror or error}; name a .npz file in '
-                    'data.name.') from error
-  except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error,
-          NotImplementedError, AttributeError, MemoryError, OverflowError) as error:
-    raise DataError(f'{path} is not a sound .npz file ({error}); {_ADVICE}.') from error
+      arrays = readback.arrays(file, [*_NAMES, *_NAMES.values(), 'class_names'])
+    except OSError as error:
+      raise DataError(f'{path} cannot be read: {error.strerror or error}; fetch it again.'
+                      ) from error
+    except ValueError as error:
+      raise DataError(f'{path} is not a sound .npz file ({error}); {_ADVICE}.') from error
   return _checked(path, arrays, digest)
 
 
@@ -64,7 +65,8 @@ def _checked(path: str, arrays: dict[str, np.ndarray], digest: str) -> Own:
       found[name] = arrays[name if name in arrays else other]
   for name in ('images', 'labels'):
     if name not in found:
-      raise DataError(f'{path} has no array {name!r} (it has {", ".join(arrays) or "none"}); '
+      raise DataError(f'{path} has no array {name!r} (it has {", ".join(arrays) or "none"} of '
+                      f'those looked for); '
                       f'{_ADVICE}.')
   if ('test_images' in found) != ('test_labels' in found):
     raise DataError(f'{path} has one of test_images and test_labels, but not the other; give both '
@@ -91,7 +93,7 @@ def _pair(path: str, images: np.ndarray, labels: np.ndarray, prefix: str) -> tup
                     'uint8 [N, H, W] or [N, H, W, C], 0 to 255.')
   if labels.ndim == 2 and labels.shape[1] == 1:  # As in Keras's CIFAR.
     labels = labels[:, 0]
-  if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+  if labels.dtype.kind not in 'iu' or labels.ndim != 1:
     raise DataError(f'{path}: {prefix}labels are {labels.dtype} {list(labels.shape)}; they must be '
                     'integers [N].')
   if len(images) != len(labels):
@@ -122,5 +124,6 @@ def _class_names(path: str, names: np.ndarray | None, labels: np.ndarray,
                     f'to {classes - 1}; number the classes without a gap.')
   if names is None:
     return tuple(str(i) for i in range(classes))
-  return tuple(name.decode('utf-8', 'replace') if isinstance(name, bytes) else str(name)
-               for name in names.tolist())
+  # Half characters, which numpy allows, can be neither printed nor drawn.
+  return tuple(name.decode('utf-8', 'replace') if isinstance(name, bytes)
+               else name.encode('utf-8', 'replace').decode() for name in names.tolist())

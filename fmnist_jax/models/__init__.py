@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fmnist_jax import config as config_lib
@@ -36,10 +39,27 @@ def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.
   raise TypeError(f'No model family for {type(config).__name__}.')
 
 
-def check_fits(config: config_lib.Model, image_shape: tuple[int, int, int]) -> None:
-  """Raises ConfigError when convolutions or pools would leave no pixel of an image."""
-  if not isinstance(config, config_lib.CNN):
-    return
+def check_fits(config: config_lib.Model, image_shape: tuple[int, int, int],
+               num_classes: int = 10) -> None:
+  """Raises ConfigError when a model leaves no pixel of an image, or is too large to train here."""
+  if isinstance(config, config_lib.CNN):
+    _check_pixels(config, image_shape)
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  try:
+    shapes = jax.eval_shape(
+        lambda x: build(config, num_classes).init(jax.random.key(0), x, train=False), images)
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(shapes))
+  except (OverflowError, TypeError) as error:  # Sizes that have more than 64 bits.
+    raise ConfigError(f'The model is larger than any machine; make its layers narrower ({error}).'
+                      ) from error
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  # Weights, their gradient, and as much again for the step that changes them.
+  if 4 * size > memory:
+    raise ConfigError(f'The model has {size // 4:,} weights, too many for training in the '
+                      f'{memory / 2**30:.0f} GiB of this machine; make its layers narrower.')
+
+
+def _check_pixels(config: config_lib.CNN, image_shape: tuple[int, int, int]) -> None:
   side = min(image_shape[:2])
   for block, window in enumerate(config.pool):
     if config.padding == 'VALID':

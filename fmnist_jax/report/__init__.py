@@ -70,7 +70,8 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
         pictures.mistakes(wrong, right, class_names, canvas.LIGHT))
   text = page.render(history=history, results=results, config=config, class_names=class_names,
                      charts=charts, samples=samples, wrong=wrong, right=right)
-  files['report.html'] = text.encode('utf-8')
+  # A path in the config may hold bytes that are no characters.
+  files['report.html'] = text.encode('utf-8', 'backslashreplace')
   try:
     _replace(workdir / 'report', files)
   except OSError as error:
