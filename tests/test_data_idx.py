@@ -11,7 +11,6 @@ import fuzzing
 import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from fmnist_jax.data import idx
 from fmnist_jax.errors import DataError
@@ -116,35 +115,14 @@ def test_memory_is_bounded_by_content_and_by_claim(tmp_path):
     tracemalloc.stop()
 
 
-def mutations(content):
-  """Files one or more small accidents away from `content`."""
-  @st.composite
-  def mutated(draw):
-    result = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-      at = draw(st.integers(0, len(result)))
-      kind = draw(st.sampled_from(['set', 'cut', 'insert', 'repeat', 'remove']))
-      if kind == 'set' and at < len(result):
-        result[at] = draw(st.integers(0, 255))
-      elif kind == 'cut':
-        del result[at:]
-      elif kind == 'insert':
-        result[at:at] = draw(st.binary(max_size=8))
-      elif kind == 'repeat':
-        result[at:at] = result[at:at + 12]
-      elif kind == 'remove':
-        del result[at:at + draw(st.integers(1, 9))]
-    return bytes(result)
-  return mutated()
-
-
 @pytest.mark.parametrize('pack', [bytes, gzip.compress])
 def test_mutated_files_raise_our_error_or_are_consistent(tmp_path, pack):
-  limit = 4096
+  limit, good = 4096, pack(encoded())
 
   @fuzzing.SETTINGS
-  @hypothesis.given(mutations(pack(encoded())))
-  def check(content):
+  @hypothesis.given(fuzzing.RANDOM)
+  def check(chance):
+    content = fuzzing.mutated_bytes(chance, good)
     path = write(tmp_path, content)
     try:
       array = idx.read(path, max_bytes=limit)

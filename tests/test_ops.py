@@ -163,19 +163,30 @@ def test_batch_norm_block_agrees_with_its_parts(size, window, implementation, la
 
 
 @pytest.mark.parametrize('implementation', ['matmul', 'native'])
-def test_batch_norm_keeps_the_statistics_of_flax(implementation):
-  x = draw(0, (6, 5, 5, 3)) * 2 + 1
-  ours = ops.BatchNormReluMaxPool((1, 1), implementation, False)
+@pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
+@pytest.mark.parametrize('padding', ['SAME', 'VALID'])
+def test_batch_norm_keeps_the_statistics_of_flax(implementation, layout, padding):
+  x, kernel = draw(0, (6, 7, 8, 2)) * 2 + 1, draw(1, (3, 3, 2, 3))
+  def ours(window, running, x, variables=None, **kwargs):
+    module = ops.ConvBatchNormReluMaxPool(window, implementation, running, padding, layout=layout)
+    x = ops.to_layout(x, layout)
+    if variables is None:
+      return module.init(jax.random.key(0), x, kernel)
+    return module.apply(variables, x, kernel, **kwargs)
   theirs = nn.BatchNorm(use_running_average=False, momentum=0.9)
-  variables = ours.init(jax.random.key(0), x)
-  assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), x))
-  got, new = ours.apply(variables, x, mutable=['batch_stats'])
-  expected, expected_new = theirs.apply(variables, x, mutable=['batch_stats'])
-  assert_close((got, new), (nn.relu(expected), expected_new))
-  merged = {**variables, **new}
-  got = ops.BatchNormReluMaxPool((2, 2), implementation, True).apply(merged, x)
-  expected = nn.BatchNorm(use_running_average=True).apply(merged, x)
-  assert_close(got, nn.max_pool(nn.relu(expected), (2, 2), (2, 2)))
+  y = ops.conv2d(x, kernel, padding=padding, implementation='native')
+  variables = ours((1, 1), False, x)
+  assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), y))
+  got, new = ours((1, 1), False, x, variables, mutable=['batch_stats'])
+  expected, expected_new = theirs.apply(variables, y, mutable=['batch_stats'])
+  assert_close((ops.to_layout(got, 'NHWC', layout), new), (nn.relu(expected), expected_new))
+  # One channel is turned upside down.
+  params = {'scale': np.array([1., -2., .5], np.float32), 'bias': draw(2, (3,))}
+  merged = {'params': params, **new}
+  expected = nn.relu(nn.BatchNorm(use_running_average=True).apply(merged, y))
+  for window in ((1, 1), (2, 2)):
+    got = ops.to_layout(ours(window, True, x, merged), 'NHWC', layout)
+    assert_close(got, nn.max_pool(expected, window, window))
 
 
 @pytest.mark.parametrize('implementation', ['matmul', 'native'])

@@ -1,4 +1,4 @@
-"""Kills runs, lets system calls fail, sends signals, breaks checkpoints; see README.md.
+"""Kills runs, fails system calls, sends signals, breaks what is read; see README.md.
 
   python experiments/crash/run.py               # all parts, about 40 minutes on two cores
   python experiments/crash/run.py kill fault    # some of them
@@ -27,7 +27,7 @@ from fmnist_jax import backend, command
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
-PARTS = ('signal', 'broken', 'fault', 'kill')
+PARTS = ('signal', 'broken', 'readers', 'fault', 'kill')
 
 
 def arguments() -> argparse.Namespace:
@@ -83,12 +83,15 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
   import broken
   import faults
   import kills
+  import readers
   import signals
   if part == 'signal':
     signals.send(campaign, 1 if quick else 5)
   elif part == 'broken':
     broken.damage(campaign, 2 if quick else 10)
     broken.command_line(campaign)
+  elif part == 'readers':
+    readers.read(campaign, 300 if quick else 20_000)
   elif part == 'fault':
     faults.fault(campaign, 8 if quick else 80)
     faults.tmpfs(campaign, 2 if quick else 8)

@@ -15,7 +15,8 @@ from campaign import Campaign
 def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
-           for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run')}
+           for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
+                        'readers')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
@@ -23,6 +24,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
           'broken': notes['broken'], 'broken run': notes['broken run'],
+          'readers': notes['readers'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
 
@@ -141,6 +143,12 @@ def text(results: dict[str, Any]) -> str:
                    str(sum(note.get('tried', 1) - len(note['wrong']) for note in notes)),
                    'a sentence that names the file; exit code 1' if alone else
                    'a warning that names the file; the run goes on from the older one'])
+  readers = results['readers']
+  if readers:
+    tried = sum(note['tried'] for note in readers)
+    rows.append(['broken input given to what reads it', f'{tried:,}',
+                 f'{tried - sum(note["failed"] for note in readers):,}',
+                 'a sentence that names file or field; exit code 1'])
   paragraphs.append(record.table(rows))
   if kill:
     table = [['killed during', 'kills', 'recovered', 'work lost, s', 'most, s',
@@ -185,6 +193,10 @@ def text(results: dict[str, Any]) -> str:
       paragraphs.append('The run goes on, and says so where it matters, when these fail: '
                         f'{", ".join(f"`{where}`" for where in fault["went_on_at"])}.')
     paragraphs.append(f'What is said of a checkpoint: `{fault["says"]}`')
+  if readers:
+    table = [['broken input', 'tried', 'failed']]
+    table += [[note['what'], f'{note["tried"]:,}', f'{note["failed"]:,}'] for note in readers]
+    paragraphs += ['### Broken input', record.table(table)]
   wrong = results['wrong']
   paragraphs.append(f'Trials that did not end as promised: {len(wrong)}'
                     + (', listed in [results.json](results.json).' if wrong else '.'))

@@ -44,20 +44,23 @@ class CNN(nn.Module):
     norm_names = map('BatchNorm_{}'.format, itertools.count())
     x = pixels(ops.to_layout(images_BxHxWxC, layout))
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
-      # BatchNorm has a shift of its own, which makes the bias redundant.
-      conv: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2,
-                              'padding': config.padding, 'layout': layout}
+      kernel: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2}
+      where: dict[str, Any] = {'padding': config.padding, 'layout': layout}
       for last in [False] * (config.convolutions - 1) + [True]:
-        if last and window and fuse and not config.batch_norm:
-          x = ops.ConvReluMaxPool(**conv, **how, window=(window, window), name=next(conv_names),
+        if config.batch_norm and fuse:
+          weights = ops.ConvKernel(**kernel, name=next(conv_names))(x.shape[layout.index('C')])
+          side = (window if last else 0) or 1
+          x = ops.ConvBatchNormReluMaxPool((side, side), use_running_average=not train, **where,
+                                           **how, name=next(norm_names))(x, weights)
+          continue
+        if last and window and fuse:
+          x = ops.ConvReluMaxPool(**kernel, **where, **how, window=(window, window),
+                                  name=next(conv_names),
                                   limit=_needed(config, block, x.shape[1:3]))(x)
           continue
-        x = ops.Conv(**conv, **how, use_bias=not config.batch_norm, name=next(conv_names))(x)
-        if config.batch_norm and fuse:
-          side = (window if last else 0) or 1
-          x = ops.BatchNormReluMaxPool((side, side), use_running_average=not train, **how,
-                                       layout=layout, name=next(norm_names))(x)
-          continue
+        # BatchNorm has a shift of its own, which makes the bias redundant.
+        x = ops.Conv(**kernel, **where, **how, use_bias=not config.batch_norm,
+                     name=next(conv_names))(x)
         if config.batch_norm:
           x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=layout.index('C'),
                            dtype=self.dtype, name=next(norm_names))(x)

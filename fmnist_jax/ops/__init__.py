@@ -7,13 +7,19 @@ XLA:CPU runs several times faster, inside loops above all. Parameters, values an
 
 from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
 from fmnist_jax.ops.convolution import conv2d, preferred_layout, to_layout
-from fmnist_jax.ops.layers import BatchNormReluMaxPool, Conv, ConvReluMaxPool, Dense
+from fmnist_jax.ops.layers import (
+    Conv,
+    ConvBatchNormReluMaxPool,
+    ConvKernel,
+    ConvReluMaxPool,
+    Dense,
+)
 from fmnist_jax.ops.normalization import batch_norm_relu_max_pool
 from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
 __all__ = [
-    'BatchNormReluMaxPool', 'Conv', 'ConvReluMaxPool', 'Dense', 'avg_pool',
+    'Conv', 'ConvBatchNormReluMaxPool', 'ConvKernel', 'ConvReluMaxPool', 'Dense', 'avg_pool',
     'batch_norm_relu_max_pool', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
     'default_precision', 'dense', 'max_pool', 'preferred_layout', 'to_layout', 'useful_size']
 

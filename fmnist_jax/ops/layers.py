@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
-from fmnist_jax.ops.convolution import Padding, add_bias, conv2d
-from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, normalize
-from fmnist_jax.ops.pooling import max_pool
+from fmnist_jax.ops.convolution import Padding, add_bias, along_features, conv2d
+from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, line
 from fmnist_jax.ops.products import dense
 
 _KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
@@ -85,45 +84,65 @@ class ConvReluMaxPool(nn.Module):
                               implementation=self.implementation)
 
 
-class BatchNormReluMaxPool(nn.Module):
-  """`nn.BatchNorm`, ReLU and a max-pool of windows that do not overlap, as one operation.
+class ConvKernel(nn.Module):
+  """The kernel of a convolution that another layer computes, with the name it has in `nn.Conv`.
+
+  Attributes:
+    features: channels of the convolution's output.
+    kernel_size: height and width, pixels.
+  """
+  features: int
+  kernel_size: tuple[int, int]
+
+  @nn.compact
+  def __call__(self, channels: int) -> jax.Array:
+    """float32 [h, w, channels, features]."""
+    return self.param('kernel', _KERNEL, (*self.kernel_size, channels, self.features), jnp.float32)
+
+
+class ConvBatchNormReluMaxPool(nn.Module):
+  """Convolution, `nn.BatchNorm`, ReLU and a max-pool of windows that do not overlap.
 
   Parameters 'scale' and 'bias' and the statistics 'mean' and 'var' in 'batch_stats' are those of
-  `nn.BatchNorm`.
+  `nn.BatchNorm`; the kernel is given. With running statistics BatchNorm is a factor and an offset
+  of each channel, which become part of kernel and bias.
 
   Attributes:
     window: of the pool, pixels; (1, 1) for none.
     implementation: 'matmul' or 'native'; see the package.
     use_running_average: whether to use the running statistics in place of the batch's.
+    padding: of the convolution: 'SAME', 'VALID' or pairs of pixels.
     momentum: share of the running statistics that stays, a step.
     epsilon: added to the variance.
-    dtype: of the result; None: that of the input. Computed in float32.
+    dtype: of operands and result; None: what input and kernel promote to. Normalised in float32.
     layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
   """
   window: tuple[int, int]
   implementation: str
   use_running_average: bool
+  padding: Padding = 'SAME'
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Any = None
   layout: str = 'NHWC'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Normalises, rectifies and pools."""
-    shape = (x.shape[self.layout.index('C')],)
+  def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves with `kernel`, [h, w, C, O], normalises, rectifies and pools."""
+    shape = kernel.shape[-1:]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
     variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
     scale = self.param('scale', nn.initializers.ones_init(), shape, jnp.float32)
     bias = self.param('bias', _BIAS, shape, jnp.float32)
+    how: dict[str, Any] = {'implementation': self.implementation, 'layout': self.layout,
+                           'dtype': self.dtype}
     if self.use_running_average:
-      y = normalize(x, mean.value, variance.value, scale, bias, self.epsilon,
-                    self.dtype or x.dtype, self.layout)
-      return max_pool(nn.relu(y), self.window, implementation=self.implementation,
-                      layout=self.layout)
-    y, *new = batch_norm_relu_max_pool(
-        x, scale, bias, window=self.window, epsilon=self.epsilon, dtype=self.dtype,
-        layout=self.layout, implementation=self.implementation)
+      factor, offset = line(mean.value, variance.value, scale, bias, self.epsilon)
+      kernel = kernel * along_features(factor, 'NHWC')
+      return conv_relu_max_pool(x, kernel, offset, window=self.window,
+                                padding=self.padding, **how)
+    y, *new = batch_norm_relu_max_pool(conv2d(x, kernel, padding=self.padding, **how), scale, bias,
+                                       window=self.window, epsilon=self.epsilon, **how)
     if not self.is_initializing():
       for old, value in zip((mean, variance), new):
         old.value = self.momentum * old.value + (1 - self.momentum) * value

@@ -44,20 +44,20 @@ def batch_norm_relu_max_pool(
   dtype = jnp.dtype(dtype or x.dtype)
   if implementation == 'native':
     mean, variance = _statistics(to_layout(x, 'CHWN', layout))
-    y = normalize(x, mean, variance, scale, bias, epsilon, dtype, layout)
-    y = max_pool(nn.relu(y), window, implementation='native', layout=layout)
+    factor, offset = (along_features(value, layout)
+                      for value in line(mean, variance, scale, bias, epsilon))
+    y = nn.relu((x.astype(jnp.float32) * factor + offset).astype(dtype))
+    y = max_pool(y, window, implementation='native', layout=layout)
     return (y, *lax.stop_gradient((mean, variance)))
   y, mean, variance = _fused(window, epsilon, dtype.name, to_layout(x, 'CHWN', layout), scale, bias)
   return to_layout(y, layout, 'CHWN'), mean, variance
 
 
-def normalize(x: jax.Array, mean: jax.Array, variance: jax.Array, scale: jax.Array,
-              bias: jax.Array, epsilon: float, dtype, layout: str) -> jax.Array:
-  """Each channel less its mean, over its deviation, times scale, plus bias; of `dtype`."""
+def line(mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array,
+         epsilon: float) -> tuple[jax.Array, jax.Array]:
+  """Factor and offset of each channel, [C], that BatchNorm comes down to."""
   factor = scale * lax.rsqrt(variance + epsilon)
-  offset = bias - mean * factor
-  y = x.astype(jnp.float32) * along_features(factor, layout) + along_features(offset, layout)
-  return y.astype(dtype)
+  return factor, bias - mean * factor
 
 
 def _statistics(x):
