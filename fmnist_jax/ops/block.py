@@ -102,14 +102,15 @@ def _block(dtype, pads, window, x, kernel, bias):
   kh, kw, channels, features = kernel.shape
   (sh, sw), batch = window, x.shape[-1]
   x, kernel = pad_pixels(x.astype(dtype), pads), kernel.astype(dtype)
+  if channels <= _PHASES_UP_TO:
+    x = lax.optimization_barrier(x.astype(jnp.float32))
   size = (x.shape[1] - kh + 1) // sh, (x.shape[2] - kw + 1) // sw, batch
   weights = transposed(kernel.reshape(-1, features))
   parts = []
   for i, j in itertools.product(range(sh), range(sw)):
     seen = pad_pixels(x, ((-i, i + 1 - sh), (-j, j + 1 - sw)))
     if channels <= _PHASES_UP_TO:  # Nine multiplications in one pass beat a product of depth nine.
-      pixels = seen.astype(jnp.float32)
-      taps = (pixels[c:c + 1, u:u + (size[0] - 1) * sh + 1:sh, v:v + (size[1] - 1) * sw + 1:sw]
+      taps = (seen[c:c + 1, u:u + (size[0] - 1) * sh + 1:sh, v:v + (size[1] - 1) * sw + 1:sw]
               * along_features(kernel[u, v, c].astype(jnp.float32), 'CHWN')
               for u in range(kh) for v in range(kw) for c in range(channels))
       parts.append(functools.reduce(jnp.add, taps))
