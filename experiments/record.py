@@ -125,4 +125,4 @@ def start(file: str, description: str, body: Callable[[Experiment], None], *, se
     runs = args.runs or ('runs/experiments-quick' if args.quick else 'runs/experiments')
     body(Experiment(pathlib.Path(file).resolve().parent, pathlib.Path(runs), args, interrupt))
 
-  command.run(main)
+  command.run(main, leave=False)

@@ -25,8 +25,13 @@ class Parser(argparse.ArgumentParser):
     raise ConfigError(f'{message[0].upper()}{message[1:]}; see --help.')
 
 
-def run(main: Callable[[Interrupt], None]) -> NoReturn:
+def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
   """Calls `main` with signals watched, then exits.
+
+  Args:
+    main: the program.
+    leave: whether a signal that is not `deferred` ends it on the spot, see `Interrupt`; False for
+      one that has something to do then.
 
   The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number,
   SIGPIPE's where the reader of our output has left.
@@ -36,7 +41,7 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
     # Paths may hold bytes that are no characters; a run must not fail on printing them.
     sys.stdout.reconfigure(errors='backslashreplace')
   try:
-    with Interrupt() as interrupt:
+    with Interrupt(leave=leave) as interrupt:
       main(interrupt)
   except UserError as error:
     if not error.told:
@@ -53,8 +58,12 @@ def run(main: Callable[[Interrupt], None]) -> NoReturn:
 
 
 def one_line(text: str) -> str:
-  """The text with line breaks and other control characters written out, as in '\\n'."""
-  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  """The text with line breaks and other control characters written out, as in '\\n'.
+
+  Of more than 2,000 characters the middle is left out.
+  """
+  found = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  return found if len(found) <= 2000 else f'{found[:1200]} [...] {found[-700:]}'
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -43,7 +43,8 @@ class Interrupt:
   """A context in which SIGTERM and SIGINT are orderly requests to leave.
 
   Outside `deferred` a signal raises `Interrupted` in the main thread at once; if a long C call
-  keeps Python from doing so for `GRACE_SECONDS`, the process exits. Inside `deferred` a signal is
+  keeps Python from doing so for `GRACE_SECONDS`, the process exits. A program of its own has it
+  exit on the spot instead (`leave`). Inside `deferred` a signal is
   only remembered: poll `requested` or `check` where stopping is safe. The second signal says again
   what is being waited for; the third exits on the spot, which loses what is not saved and nothing
   else, because files are replaced atomically.
@@ -59,7 +60,13 @@ class Interrupt:
   `requested` stays None. Handlers found on entry are restored on exit.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, *, leave: bool = False) -> None:
+    """Args: leave: end the process where a signal would raise, which loses nothing either.
+
+    An exception can come in the middle of anything, and native code, above all while it is being
+    imported or compiles in threads, does not always survive one, nor Python's end after one.
+    """
+    self._leave = leave
     self._received: list[int] = []
     self._deferred = 0
     self._noticed = threading.Event()
@@ -129,7 +136,7 @@ class Interrupt:
     """Runs in the main thread, between two Python instructions."""
     self._received.append(signum)
     self._noticed.set()
-    if not self._deferred:
+    if not self._deferred and not self._leave:  # Our thread sees to leaving.
       raise Interrupted(self._received[0])
 
   def _ignored(self, ignored: sys.UnraisableHookArgs) -> None:
@@ -165,6 +172,9 @@ class Interrupt:
         if self._deferred:
           _say(f'{name}: {"saving" if count == 1 else "still saving"} at the next safe point, then '
                f'leaving; {"twice" if count == 1 else "once"} more leaves without saving.')
+        elif self._leave:
+          _say(str(Interrupted(signum)))
+          os._exit(128 + signum)
         elif count == 1:
           threading.Thread(target=self._insist, args=(signum,), daemon=True).start()
 

@@ -29,6 +29,37 @@ def test_leaves_at_once_when_nothing_is_to_be_saved(signum, code):
   assert signal.getsignal(signum) is before
 
 
+@pytest.mark.parametrize('signum, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_program_leaves_on_the_spot_when_nothing_is_to_be_saved(signum, code):
+  program = ('import os, time\nfrom fmnist_jax import command\n'
+             'def main(interrupt):\n'
+             '  try:\n'
+             f'    os.kill(os.getpid(), {int(signum)})\n'
+             '    time.sleep(60)\n'
+             '  finally:\n'
+             '    print("an exception")\n'
+             'command.run(main)')
+  ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                         timeout=50)
+  assert ended.returncode == code
+  assert ended.stderr.strip() == f'Interrupted by {signal.Signals(signum).name}.'
+  assert not ended.stdout
+
+
+def test_a_program_comes_to_its_safe_point():
+  program = ('import os, time\nfrom fmnist_jax import command\n'
+             'def main(interrupt):\n'
+             '  with interrupt.deferred():\n'
+             f'    os.kill(os.getpid(), {int(signal.SIGTERM)})\n'
+             '    time.sleep(0.2)\n'
+             '    print("saved", flush=True)\n'
+             'command.run(main)')
+  ended = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                         timeout=50)
+  assert (ended.returncode, ended.stdout) == (143, 'saved\n')
+  assert 'saving at the next safe point' in ended.stderr
+
+
 def test_is_not_swallowed_as_an_ordinary_exception():
   with pytest.raises(Interrupted), Interrupt():
     try:

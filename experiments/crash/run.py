@@ -106,4 +106,4 @@ def _processor() -> str:
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, leave=False)
