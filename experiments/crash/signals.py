@@ -51,8 +51,9 @@ def send(campaign: Campaign, each: int) -> None:
         wrong.append(f'a signal during {life.phase} was lost')
     else:
       phase = life.phase
-      # Before this library runs, the signal is Python's.
-      if life.code not in ((128 + number,) if phase != 'interpreter' else (128 + number, -number)):
+      # Before this library runs and after all is done, the signal is Python's.
+      ours = phase not in ('interpreter', 'end')
+      if life.code not in ((128 + number,) if ours else (128 + number, -number)):
         wrong.append(f'exit code {life.code}')
       if 'Traceback' in life.out + life.err and phase != 'interpreter':
         wrong.append('a traceback')
