@@ -48,7 +48,7 @@ def read(campaign: Campaign, examples: int) -> None:
 def _read(test: str, examples: int) -> dict[str, Any]:
   what, times = READERS[test]
   ended = subprocess.run(
-      [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', f'tests/{test}'], cwd=_ROOT,
+      [sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', f'tests/{test}'], cwd=_ROOT,
       text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
       env={**os.environ, 'FMNIST_JAX_FUZZ': str(examples * times)})
   # A test with several parameters counts as several; one that passed got all of its examples.
