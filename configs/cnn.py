@@ -2,15 +2,16 @@
 
   python -m fmnist_jax.main --config=configs/cnn.py
 
-92.0 % on the test images of Fashion-MNIST (seed 0), 63 s from start to report on two cores of an
+92.7 % on the test images of Fashion-MNIST (seed 0), 75 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 
-from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+from fmnist_jax.config import CNN, AdamW, Augment, Config, Data, OneCycle, Train
 
 
 def get_config() -> Config:
   return Config(
+      data=Data(augment=Augment(flip=0.5, shift=1)),
       model=CNN(channels=(32, 64), pool=(2, 2), dense=(128,)),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=12, ema_decay=0.999))
+      train=Train(epochs=20, ema_decay=0.999))

@@ -2,15 +2,16 @@
 
   python -m fmnist_jax.main --config=configs/mlp_regularized.py
 
-89.4 % on the test images of Fashion-MNIST (seed 0), 16 s from start to report on two cores of an
+89.5 % on the test images of Fashion-MNIST (seed 0), 18 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 
-from fmnist_jax.config import MLP, AdamW, Config, Cosine, Train
+from fmnist_jax.config import MLP, AdamW, Augment, Config, Cosine, Data, Train
 
 
 def get_config() -> Config:
   return Config(
-      model=MLP(hidden=(128,), dropout=0.2),
+      data=Data(augment=Augment(flip=0.5)),
+      model=MLP(hidden=(128,), dropout=0.1),
       optim=AdamW(learning_rate=2e-3, weight_decay=5e-2, schedule=Cosine(warmup_epochs=1)),
-      train=Train(epochs=30, ema_decay=0.999))
+      train=Train(epochs=60, ema_decay=0.999))

@@ -2,7 +2,7 @@
 
   python -m fmnist_jax.main --config=configs/smoke.py
 
-83.4 % on the test images of drawn garments (seed 0), 12 s from start to report on two cores of an
+83.0 % on the test images of drawn garments (seed 0), 11 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 
