@@ -1,4 +1,4 @@
-"""The dense network with dropout and weight decay (decoupled L2): 101,770 parameters.
+"""The dense network with dropout, weight decay (decoupled L2) and flips: 101,770 parameters.
 
   python -m fmnist_jax.main --config=configs/mlp_regularized.py
 

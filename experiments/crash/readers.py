@@ -18,9 +18,9 @@ _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # others each is given.
 READERS = {
     'test_data_idx.py::test_mutated_files_raise_our_error_or_are_consistent[bytes]':
-        ('IDX files', 25),
+        ('IDX files', 100),
     'test_data_idx.py::test_mutated_files_raise_our_error_or_are_consistent[compress]':
-        ('IDX files in gzip', 25),
+        ('IDX files in gzip', 100),
     'test_readback.py::test_broken_own_data': ('`.npz` files of a user', 1),
     'test_readback.py::test_broken_configs': ('`config.json`', 1),
     'test_readback.py::test_overrides_nobody_expects': ('`--config.FIELD=VALUE`', 1),

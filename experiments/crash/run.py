@@ -1,6 +1,6 @@
 """Kills runs, fails system calls, sends signals, breaks what is read; see README.md.
 
-  python experiments/crash/run.py               # all parts, about 40 minutes on two cores
+  python experiments/crash/run.py               # all parts, about an hour on two cores
   python experiments/crash/run.py kill fault    # some of them
   python experiments/crash/run.py --quick       # a trial of minutes; changes nothing here
 
@@ -91,7 +91,7 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
     broken.damage(campaign, 2 if quick else 10)
     broken.command_line(campaign)
   elif part == 'readers':
-    readers.read(campaign, 300 if quick else 20_000)
+    readers.read(campaign, 50 if quick else 5_000)
   elif part == 'fault':
     faults.fault(campaign, 8 if quick else 80)
     faults.tmpfs(campaign, 2 if quick else 8)
