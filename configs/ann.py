@@ -1,4 +1,4 @@
-"""Two hidden layers: 784-128-64-10, 109,386 parameters.
+"""Two hidden layers, 784-128-64-10, and flips: 109,386 parameters.
 
   python -m fmnist_jax.main --config=configs/ann.py
 

@@ -1,4 +1,5 @@
-"""The smallest CNN: one convolution, one pool, dense 128: 693,962 parameters.
+"""The smallest CNN: one convolution, one pool, dense 128; flips, small shifts. 693,962
+parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_basic.py
 

@@ -28,13 +28,13 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
   """Calls `main` with signals watched, then exits.
 
+  The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number,
+  SIGPIPE's where the reader of our output has left.
+
   Args:
     main: the program.
     leave: whether a signal that is not `deferred` ends it on the spot, see `Interrupt`; False for
       one that has something to do then.
-
-  The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number,
-  SIGPIPE's where the reader of our output has left.
   """
   code = 0
   if isinstance(sys.stdout, io.TextIOWrapper):

@@ -93,7 +93,7 @@ class CNN:
   The tuples `channels` and `pool` have one entry a block; `dropout` too, or it is empty.
   """
   channels: tuple[int, ...] = _field((32, 64), 'output channels of each block', low=1,
-                                       high=WIDEST)
+                                      high=WIDEST)
   convolutions: int = _field(1, 'convolutions in each block', low=1, high=16)
   kernel: int = _field(3, 'side of the square kernels, pixels', low=1, high=31)
   padding: str = _field('VALID', 'SAME keeps height and width, VALID crops',
@@ -106,7 +106,7 @@ class CNN:
   dropout: tuple[float, ...] = _field((), 'rate after each block; empty: none', low=0, high=1,
                                       open_high=True, continuous=True)
   dense: tuple[int, ...] = _field((128,), 'width of each dense layer after the blocks', low=1,
-                                    high=WIDEST)
+                                   high=WIDEST)
   dense_dropout: float = _field(0.0, 'rate after each dense layer', low=0, high=1,
                                 open_high=True, continuous=True)
 

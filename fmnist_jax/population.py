@@ -173,7 +173,7 @@ def main(interrupt: Interrupt) -> None:
   """Reads the command line and trains."""
   rest, overrides = command.split_overrides(sys.argv[1:])
   parser = command.Parser(prog='python -m fmnist_jax.population',
-                                   description=_DESCRIPTION, allow_abbrev=False)
+                          description=_DESCRIPTION, allow_abbrev=False)
   parser.add_argument('--config', default='configs/cnn.py', metavar='FILE',
                       help='config file: a path, or the name of a shipped one such as mlp '
                       '(default: %(default)s)')
