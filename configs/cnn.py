@@ -15,4 +15,4 @@ def get_config() -> Config:
       data=Data(augment=Augment(flip=0.5, shift=1)),
       model=CNN(channels=(32, 64), pool=(2, 2), dense=(128,)),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=20, ema_decay=0.999))
+      train=Train(epochs=24, ema_decay=0.999))

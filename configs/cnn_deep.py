@@ -6,12 +6,13 @@
 AMD EPYC with AVX-512 and bfloat16.
 """
 
-from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+from fmnist_jax.config import CNN, AdamW, Augment, Config, Data, OneCycle, Train
 
 
 def get_config() -> Config:
   return Config(
+      data=Data(augment=Augment(flip=0.5, shift=1)),
       model=CNN(channels=(16, 32, 64), convolutions=2, padding='SAME', pool=(2, 2, 2),
                 batch_norm=True, dropout=(0.1, 0.1, 0.2), dense=(128,), dense_dropout=0.3),
       optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=8, ema_decay=0.999))
+      train=Train(epochs=20, ema_decay=0.999))

@@ -6,11 +6,12 @@
 AMD EPYC with AVX-512 and bfloat16.
 """
 
-from fmnist_jax.config import MLP, AdamW, Config, Cosine, Train
+from fmnist_jax.config import MLP, AdamW, Augment, Config, Cosine, Data, Train
 
 
 def get_config() -> Config:
   return Config(
+      data=Data(augment=Augment(flip=0.5)),
       model=MLP(hidden=(128,)),
       optim=AdamW(learning_rate=2e-3, weight_decay=1e-2, schedule=Cosine(warmup_epochs=1)),
-      train=Train(epochs=20))
+      train=Train(epochs=50, label_smoothing=0.1, ema_decay=0.999))

@@ -14,4 +14,4 @@ def get_config() -> Config:
       data=Data(augment=Augment(flip=0.5)),
       model=MLP(hidden=(128,), dropout=0.1),
       optim=AdamW(learning_rate=2e-3, weight_decay=5e-2, schedule=Cosine(warmup_epochs=1)),
-      train=Train(epochs=60, ema_decay=0.999))
+      train=Train(epochs=100, label_smoothing=0.1, ema_decay=0.999))

@@ -114,7 +114,9 @@ def body(experiment: record.Experiment) -> None:
     for name in SETS:
       found[name] = {}
       for model in MODELS:
-        config = config_lib.replace(config_file.load(model), {'data.name': name})
+        # A mirrored digit is no digit.
+        changes = {'data.name': name} | ({'data.augment.flip': 0.0} if name == 'mnist' else {})
+        config = config_lib.replace(config_file.load(model), changes)
         label = model if name == 'fashion_mnist' else f'{model}_{name}'
         directory = experiment.population(label, config, folders[name])
         found[name][model] = errors(directory)
