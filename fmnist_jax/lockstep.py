@@ -23,7 +23,14 @@ from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import hyper_arrays
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Interrupt, Interrupted
-from fmnist_jax.session import Equipment, Progress, describe, epoch_record, not_finite
+from fmnist_jax.session import (
+    Equipment,
+    Progress,
+    Stopwatch,
+    describe,
+    epoch_record,
+    not_finite,
+)
 from fmnist_jax.stacked import MemberPrograms, choose
 
 
@@ -79,8 +86,7 @@ class Lockstep:
     self.progress = GroupProgress([Progress() for _ in members], [-1] * len(members), described)
     self.taken = 0
     self._saved: tuple[int, ...] = ()
-    self._ticked = time.perf_counter()
-    self._compile_ticked = self.programs.alone.compile_seconds
+    self.stopwatch = Stopwatch(self.programs.alone)
     self.size = sharding.padded(size, equipment.mesh.size)
     self._split = sharding.by_member(equipment.mesh)
     lanes = [config for config, _ in members]
@@ -139,19 +145,11 @@ class Lockstep:
 
   def save(self) -> None:
     """Saves all members; they are written while training goes on."""
-    self._tick()
+    self.stopwatch.book(self.progress.seconds)
     self.checkpoints.save_async(
         self.taken, {'state': self.state, 'sums': self.sums, 'best': self.best},
         dataclasses.asdict(self.progress), self._saved)
     self._saved = (self.taken,)
-
-  def _tick(self) -> None:
-    """Books the time since the last tick: compilation on one account, the rest on the other."""
-    now, compiling = time.perf_counter(), self.programs.alone.compile_seconds
-    seconds = self.progress.seconds
-    seconds['compile'] += compiling - self._compile_ticked
-    seconds['train'] += now - self._ticked - (compiling - self._compile_ticked)
-    self._ticked, self._compile_ticked = now, compiling
 
   def fit(self) -> None:
     """Trains until every member has stopped; a signal saves and leaves.
@@ -160,6 +158,7 @@ class Lockstep:
       Interrupted: after everything is saved.
       UserError: when a file cannot be written.
     """
+    self.stopwatch.start(self.progress.seconds)
     with self.interrupt.deferred():
       try:
         while not self.finished:
@@ -227,7 +226,7 @@ class Lockstep:
       if batches.examples:
         measured[f'{name}_loss'], measured[f'{name}_accuracy'] = self.measure(batches)
     sums = jax.device_get(self.sums)
-    self._tick()
+    self.stopwatch.book(self.progress.seconds)
     share = self.progress.seconds['train'] / len(self.members)
     better, records = [False] * len(self.members), {}
     for k, ((config, held), member) in enumerate(zip(self.members, self.progress.members)):

@@ -146,6 +146,27 @@ def not_finite(record: Mapping[str, Any]) -> str | None:
   return next((name for name, value in record.items() if not math.isfinite(value)), None)
 
 
+class Stopwatch:
+  """Books wall time on two accounts: compiling its programs, and the rest, which is training."""
+
+  def __init__(self, programs: Programs):
+    self._programs = programs
+    self._began, self._compiled = time.perf_counter(), programs.compile_seconds
+
+  def start(self, seconds: dict[str, float]) -> None:
+    """Training begins: of the time until now only what was compiled is booked."""
+    self._began = time.perf_counter() - (self._programs.compile_seconds - self._compiled)
+    self.book(seconds)
+
+  def book(self, seconds: dict[str, float]) -> None:
+    """Adds the time since the last call to `compile` and `train` of `Progress.seconds`."""
+    now, compiled = time.perf_counter(), self._programs.compile_seconds
+    compiling = compiled - self._compiled
+    seconds['compile'] += compiling
+    seconds['train'] += now - self._began - compiling
+    self._began, self._compiled = now, compiled
+
+
 class Session:
   """One process's work on one run: the state and what it takes to advance it."""
 
@@ -159,8 +180,7 @@ class Session:
     self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS)
     self.progress = Progress(data=describe(self.dataset))
     self._saved: tuple[int, ...] = ()  # The last checkpoint's step and the best it knew.
-    self._ticked = time.perf_counter()
-    self._compile_ticked = self.programs.compile_seconds
+    self.stopwatch = Stopwatch(self.programs)
     whole = sharding.replicated(self.mesh)
     self.hyper = sharding.put(hyper_arrays(config), whole)
     self.zero = step.Sums.zero()
@@ -214,7 +234,7 @@ class Session:
 
   def save(self) -> None:
     """Saves the state; it is written while training goes on."""
-    self._tick()
+    self.stopwatch.book(self.progress.seconds)
     taken = int(self.state.step)
     weights = jax.device_get((self.state.params, self.state.variables()))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights)):
@@ -225,14 +245,6 @@ class Session:
                                 dataclasses.asdict(self.progress), keep)
     self._saved = taken, self.progress.best_step
 
-  def _tick(self) -> None:
-    """Books the time since the last tick: compilation on one account, the rest on the other."""
-    now, compiling = time.perf_counter(), self.programs.compile_seconds
-    seconds = self.progress.seconds
-    seconds['compile'] += compiling - self._compile_ticked
-    seconds['train'] += now - self._ticked - (compiling - self._compile_ticked)
-    self._ticked, self._compile_ticked = now, compiling
-
   def fit(self) -> None:
     """Trains to the end; a signal saves and leaves.
 
@@ -241,9 +253,7 @@ class Session:
       DivergenceError: see `train_epoch`.
       UserError: when a file cannot be written.
     """
-    # What was compiled until here was not part of training.
-    self.progress.seconds['compile'] += self.programs.compile_seconds - self._compile_ticked
-    self._ticked, self._compile_ticked = time.perf_counter(), self.programs.compile_seconds
+    self.stopwatch.start(self.progress.seconds)
     with self.interrupt.deferred():
       try:
         while not self.progress.finished:
@@ -357,7 +367,7 @@ class Session:
         measured |= {f'{name}_loss': loss, f'{name}_accuracy': accuracy}
     sums = jax.device_get(self.sums)
     taken = int(self.state.step)
-    self._tick()
+    self.stopwatch.book(self.progress.seconds)
     record = epoch_record(config, programs.steps_per_epoch, taken, self.progress.seconds['train'],
                           images_per_second, sums, measured)
     wrong = not_finite(record)

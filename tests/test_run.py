@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import sklearn.metrics
 
 import fmnist_jax
 from fmnist_jax import config as config_lib
-from fmnist_jax import evaluate, manifest, summary
+from fmnist_jax import evaluate, manifest, session, summary
 from fmnist_jax.errors import CheckpointError, DataError, DivergenceError, UserError, WorkdirError
 from fmnist_jax.train import train_and_evaluate
 
@@ -48,6 +49,25 @@ def test_results_agree_with_scikit_learn(finished):
   for name, values in zip(('precision', 'recall', 'f1', 'support'), scores):
     close([row[name] for row in found['per_class']], values)
   close(found['macro_f1'], scores[2].mean())
+
+
+def test_compiling_is_not_booked_as_training(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(session.time, 'perf_counter', lambda: now[0])
+  programs = types.SimpleNamespace(compile_seconds=7.0)
+  watch, seconds = session.Stopwatch(programs), {'data': 1.0, 'compile': 2.0, 'train': 3.0}
+
+  def pass_time(wall, compiling):
+    now[0] += wall
+    programs.compile_seconds += compiling
+
+  pass_time(50, 4)
+  watch.start(seconds)
+  assert seconds == {'data': 1.0, 'compile': 6.0, 'train': 3.0}
+  pass_time(10, 3)
+  watch.book(seconds)
+  watch.book(seconds)
+  assert seconds == {'data': 1.0, 'compile': 9.0, 'train': 10.0}
 
 
 def test_results_and_history_have_the_promised_fields(finished):
