@@ -130,7 +130,7 @@ def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Ite
       modes = [mode for mode in MODES.values() if model in mode.models]
       chosen = set()
       if number:
-        chosen = contenders(medians(model, batch), CONTENDER)
+        chosen = contenders(medians(model, batch), CONTENDER) | {'ours'}
         if (model, batch) == ('cnn', 128):  # What plain Flax is compared on.
           chosen.add('flax')
       elif batch != 128:
