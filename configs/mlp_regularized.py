@@ -2,7 +2,7 @@
 
   python -m fmnist_jax.main --config=configs/mlp_regularized.py
 
-89.5 % on the test images of Fashion-MNIST (seed 0), 18 s from start to report on two cores of an
+89.5 % on the test images of Fashion-MNIST (seed 0), 29 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 
@@ -13,5 +13,5 @@ def get_config() -> Config:
   return Config(
       data=Data(augment=Augment(flip=0.5)),
       model=MLP(hidden=(128,), dropout=0.1),
-      optim=AdamW(learning_rate=2e-3, weight_decay=5e-2, schedule=Cosine(warmup_epochs=1)),
+      optim=AdamW(learning_rate=2e-3, weight_decay=1e-2, schedule=Cosine(warmup_epochs=1)),
       train=Train(epochs=100, label_smoothing=0.1, ema_decay=0.999))
