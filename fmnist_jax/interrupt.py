@@ -170,6 +170,9 @@ class Interrupt:
           _say(f'{name} for the third time: leaving now; the last saved checkpoint is intact.')
           os._exit(128 + signum)
         if self._deferred:
+          # The main thread learns of a signal that the kernel gave to another thread only when it
+          # comes back to Python, and it may be waiting for the very threads that poll.
+          self._received.append(signum)
           _say(f'{name}: {"saving" if count == 1 else "still saving"} at the next safe point, then '
                f'leaving; {"twice" if count == 1 else "once"} more leaves without saving.')
         elif self._leave:

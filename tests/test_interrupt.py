@@ -128,6 +128,29 @@ def test_other_ignored_exceptions_are_told_as_ever(capfd, monkeypatch):
   assert capfd.readouterr().out == 'told\n'
 
 
+def test_a_signal_that_another_thread_was_given_is_polled_while_the_main_thread_waits():
+  seen = []
+
+  def poll():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    time.sleep(0.3)  # Until the main thread waits.
+    os.kill(os.getpid(), signal.SIGTERM)
+    until = time.monotonic() + 10
+    while not seen and time.monotonic() < until:
+      seen.extend(filter(None, [watched.requested]))
+      time.sleep(0.01)
+
+  with pytest.raises(Interrupted), Interrupt() as watched, watched.deferred():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+      thread = threading.Thread(target=poll)
+      thread.start()
+      thread.join()  # Blocks in a lock: no handler runs here.
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, before)
+  assert seen == [signal.SIGTERM]
+
+
 def test_an_error_goes_before_a_pending_signal():
   with pytest.raises(ValueError), Interrupt() as interrupts, interrupts.deferred():
     raise_signal(signal.SIGTERM)
