@@ -7,7 +7,12 @@ temporary directory that lives as long as the test session.
 import atexit
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell's background job ignores SIGINT, and so would the programs whose heed of it is tested.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before jax starts its backend: it reads these once.
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
