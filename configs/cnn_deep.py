@@ -1,5 +1,5 @@
-"""A deeper CNN: three blocks of two convolutions, BatchNorm, dropout; flips,
-small shifts. 147,162 parameters.
+"""A deeper CNN: three blocks of two convolutions, BatchNorm, dropout; flips, small shifts.
+147,162 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_deep.py
 

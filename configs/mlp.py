@@ -1,5 +1,4 @@
-"""The dense network that tutorials start from: 784-128-10, and flips. 101,770
-parameters.
+"""The dense network that tutorials start from: 784-128-10, and flips. 101,770 parameters.
 
   python -m fmnist_jax.main --config=configs/mlp.py
 

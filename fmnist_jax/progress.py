@@ -16,9 +16,11 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
   """A table of the layers of a module: name, output shape, number of parameters.
 
   Args:
-    module: called as `module(images, train=bool)`.
+    module: one of `models`.
     image_shape: (H, W, C).
   """
+  # The fast form keeps images in another order of axes, which no reader expects.
+  module = module.clone(implementation='native')
   rows: list[tuple[str, tuple[int, ...], int]] = [('input', image_shape, 0)]
 
   def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

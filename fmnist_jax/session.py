@@ -147,7 +147,7 @@ def not_finite(record: Mapping[str, Any]) -> str | None:
 
 
 class Stopwatch:
-  """Books wall time on two accounts: compiling its programs, and the rest, which is training."""
+  """Books seconds of wall time as spent compiling its programs or, the rest, training."""
 
   def __init__(self, programs: Programs):
     self._programs = programs
@@ -159,7 +159,7 @@ class Stopwatch:
     self.book(seconds)
 
   def book(self, seconds: dict[str, float]) -> None:
-    """Adds the time since the last call to `compile` and `train` of `Progress.seconds`."""
+    """Adds the seconds since the last call to `compile` and `train` of `Progress.seconds`."""
     now, compiled = time.perf_counter(), self._programs.compile_seconds
     compiling = compiled - self._compiled
     seconds['compile'] += compiling

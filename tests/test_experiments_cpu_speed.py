@@ -135,15 +135,16 @@ def test_arithmetic_of_a_step(experiment):
 
 def test_later_rounds_measure_contenders_only(experiment):
   size = experiment.plan.Size(settings=(('mlp', 128), ('cnn', 128), ('cnn', 32)), rounds=2)
-  medians = {'mlp': {'ours': 0.1, 'flax': 0.3, 'keras': 1.0, 'keras_jit': 1.4, 'torch': 0.4,
-                     'torch_compile': 0.7},
+  # 'ours' stays although another of our modes was faster: it may have had a bad moment.
+  medians = {'mlp': {'ours': 0.2, 'ours_float32': 0.1, 'flax': 0.3, 'keras': 1.0,
+                     'keras_jit': 1.4, 'torch': 0.4, 'torch_compile': 0.7},
              'cnn': {'ours': 4.0, 'flax': 40.0, 'keras': 8.0, 'keras_jit': 20.0, 'torch': 9.0,
                      'torch_bf16': 6.1}}
   specs = list(experiment.plan.speed(size, lambda model, batch: medians[model]))
   modes = lambda number, model, batch=128: {
       s['mode'] for s in specs if (s['round'], s['model'], s['batch']) == (number, model, batch)}
   assert modes(0, 'cnn') == set(experiment.plan.MODES) - {'torch_mlp_bf16'}
-  assert modes(1, 'mlp') == {'ours', 'keras', 'torch'}
+  assert modes(1, 'mlp') == {'ours', 'ours_float32', 'keras', 'torch'}
   assert modes(1, 'cnn') == {'ours', 'flax', 'keras', 'torch_bf16'}
   assert modes(0, 'cnn', 32) == {'ours', 'keras', 'torch', 'torch_bf16'}
   assert len({experiment.plan.key(s) for s in specs}) == len(specs)

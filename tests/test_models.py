@@ -35,6 +35,13 @@ def test_published_sizes(config, parameters):
   assert f'{parameters:,}' in architecture(module, (28, 28, 1)).splitlines()[-1]
 
 
+@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+def test_the_table_of_layers_shows_height_width_and_channels(implementation):
+  table = architecture(models.build(CNN(), 10, implementation=implementation), (28, 28, 1))
+  shapes = {line.split()[0]: ' '.join(line.split()[1:6]) for line in table.splitlines()[1:4]}
+  assert shapes == {'input': '28 x 28 x 1', 'Conv_0': '12 x 12 x 32', 'Conv_1': '5 x 5 x 64'}
+
+
 EVERY = [
     CNN(), CNN(padding='SAME', pool=(2, 2), batch_norm=True),
     CNN(channels=(4, 8, 8), pool=(2, 0, 2), convolutions=2, padding='SAME', dense=()),
