@@ -6,12 +6,13 @@
 AMD EPYC with AVX-512 and bfloat16.
 """
 
-from fmnist_jax.config import CNN, AdamW, Config, OneCycle, Train
+from fmnist_jax.config import CNN, AdamW, Augment, Config, Data, OneCycle, Train
 
 
 def get_config() -> Config:
   return Config(
-      model=CNN(channels=(32, 64, 128), pool=(2, 2, 0), dropout=(0.25, 0.4, 0.0), dense=(128,),
+      data=Data(augment=Augment(flip=0.5, shift=1)),
+      model=CNN(channels=(64, 128, 256), pool=(2, 2, 0), dropout=(0.25, 0.4, 0.0), dense=(128,),
                 dense_dropout=0.3),
-      optim=AdamW(learning_rate=3e-3, weight_decay=5e-2, schedule=OneCycle()),
-      train=Train(epochs=15, ema_decay=0.999))
+      optim=AdamW(learning_rate=1.5e-3, weight_decay=0.1, schedule=OneCycle()),
+      train=Train(epochs=60, ema_decay=0.999))
