@@ -1,4 +1,5 @@
-"""The blocks of `cnn_blocks` with flips, shifts and rotation, and early stopping: 241,770 parameters.
+"""The blocks of `cnn_blocks` with flips, shifts and rotation, and early stopping:
+241,770 parameters.
 
   python -m fmnist_jax.main --config=configs/cnn_augmented.py
 

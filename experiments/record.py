@@ -1,4 +1,7 @@
-"""What the experiments that train populations share: arguments, training, results.json, README."""
+"""What experiments share: arguments, training of populations, results.json, README, results page.
+
+`python experiments/record.py` writes the results page, README.md beside this file, again.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,13 @@ class Experiment:
     runs: where what is trained lies; experiments that train the same share it.
     args: of the command line.
     interrupt: signals.
+    seconds: of training, by population that was used, whichever experiment trained it.
   """
   folder: pathlib.Path
   runs: pathlib.Path
   args: argparse.Namespace
   interrupt: Interrupt
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def output(self) -> pathlib.Path:
@@ -48,13 +53,16 @@ class Experiment:
     changes['data.data_dir'] = data_dir or self.args.data_dir or config.data.data_dir
     directory = self.runs / f'{name}_x{seeds}'
     print(f'-- {directory}', flush=True)
-    population.train_population(config_lib.replace(config, changes), directory, seeds=seeds,
-                                interrupt=self.interrupt)
+    with self.clock(directory.name, stopped=(directory / 'population.json').exists()) as seconds:
+      population.train_population(config_lib.replace(config, changes), directory, seeds=seeds,
+                                  interrupt=self.interrupt)
+      self.seconds[directory.name] = seconds()
     return directory
 
   def save(self, results: Mapping[str, Any], text: str,
            pictures: Mapping[str, bytes] | None = None) -> None:
-    """Writes results.json and pictures, and puts `text` between the marks of README.md."""
+    """Writes results.json and pictures, puts `text` between the marks of README.md, and the first
+    table of it into the results page."""
     from fmnist_jax import workdir
     self.output.mkdir(parents=True, exist_ok=True)
     for name, content in (pictures or {}).items():
@@ -64,16 +72,23 @@ class Experiment:
     _, _, after = rest.partition(END)
     filled = f'{before}{BEGIN}\n{text.strip()}\n{END}{after}'
     workdir.write_bytes(self.output / 'README.md', filled.encode())
+    if not self.args.quick:
+      gather()
     print(text)
     print(f'wrote {self.output / "results.json"}')
 
   @contextlib.contextmanager
-  def clock(self) -> Iterator[Callable[[], float]]:
-    """Adds up the seconds of all starts; yields what tells the sum so far."""
-    path = self.runs / f'{self.folder.name}.seconds.json'
+  def clock(self, name: str, stopped: bool = False) -> Iterator[Callable[[], float]]:
+    """Adds up the seconds of all starts of something; yields what tells the sum so far.
+
+    Args:
+      name: of what is timed.
+      stopped: nothing is left to do, and looking at it does not count.
+    """
+    path = self.runs / f'{name}.seconds.json'
     before = json.loads(path.read_text()) if path.exists() else 0.0
     began = time.perf_counter()
-    total = lambda: before + time.perf_counter() - began
+    total = lambda: before + (0.0 if stopped else time.perf_counter() - began)
     try:
       yield total
     finally:
@@ -88,10 +103,53 @@ def table(rows: Sequence[Sequence[str]]) -> str:
   return '\n'.join(f'| {" | ".join(row)} |' for row in [header, marks, *lines])
 
 
-def took(seconds: float) -> str:
-  """'This took 1 h 12 min.'"""
+def duration(seconds: float) -> str:
+  """'1 h 12 min'"""
   minutes = round(seconds / 60)
-  return f'This took {minutes // 60} h {minutes % 60} min.'
+  return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
+
+
+def took(experiment: Experiment) -> str:
+  """How long the populations trained that an experiment used."""
+  return f'To train all this took {duration(sum(experiment.seconds.values()))}.'
+
+
+def means(experiment: Experiment, one: Mapping[str, Any]) -> str:
+  """What the numbers of a table are: of how many seeds and images, on what.
+
+  Args:
+    experiment: whose table it is.
+    one: the contents of a population.json.
+  """
+  drawn = ' SYNTHETIC' if one['synthetic'] else ''
+  return (f'Means over {experiment.args.seeds} seeds with 95 % intervals (t), on '
+          f'{one["examples"]:,}{drawn} {one["split"]} images. {machine(one)}.')
+
+
+def gather() -> str:
+  """Writes the first table and the lessons of every experiment into the results page.
+
+  Returns:
+    The page.
+  """
+  page = pathlib.Path(__file__).with_name('README.md')
+  before, _, rest = page.read_text().partition(BEGIN)
+  _, _, after = rest.partition(END)
+  sections = []
+  for readme in sorted(page.parent.glob('*/README.md')):
+    question, _, rest = readme.read_text().removeprefix('# ').partition('\n')
+    numbers = rest.partition(BEGIN)[2].partition(END)[0].split('\n\n')
+    tables = [part.strip() for part in numbers if part.strip().startswith('|')]
+    name = readme.parent.name
+    sections.append(f'## {question}\n\n[{name}]({name}/README.md)\n\n'
+                    f'{tables[0] if tables else "Not measured yet."}')
+    results = readme.with_name('results.json')
+    lessons = json.loads(results.read_text()).get('lessons', ()) if results.exists() else ()
+    if lessons:
+      sections[-1] += '\n\n' + '\n'.join(f'- {lesson}' for lesson in lessons)
+  text = '\n\n'.join([before + BEGIN, *sections, END + after])
+  page.write_text(text)
+  return text
 
 
 def machine(results: Mapping[str, Any]) -> str:
@@ -126,3 +184,7 @@ def start(file: str, description: str, body: Callable[[Experiment], None], *, se
     body(Experiment(pathlib.Path(file).resolve().parent, pathlib.Path(runs), args, interrupt))
 
   command.run(main, leave=False)
+
+
+if __name__ == '__main__':
+  gather()

@@ -197,9 +197,9 @@ def notes(rows: Sequence[dict[str, Any]]) -> str:
                      for entry in rows})
   synthetic = ' Some images are SYNTHETIC.' if any(entry['synthetic'] for entry in rows) else ''
   return (f'Measured on {", ".join(measured)}.{synthetic} Means over seeds with 95 % intervals of '
-          'the mean (t); seconds are those of one run; gap is training less validation accuracy. '
-          'Differences are paired; each interval stands for itself, none is corrected for their '
-          'number.')
+          'the mean (t); seconds are wall time booked to one run, which in a population shared the '
+          'machine with others; gap is training less validation accuracy. Differences are paired; '
+          'each interval stands for itself, none is corrected for their number.')
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -67,7 +67,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
     UserError: one sentence on what is wrong and what to do.
     Interrupted: when a signal asked to leave; what was done is saved.
   """
-  vary = dict(vary or {})
+  vary = dict(sorted((vary or {}).items()))  # The order they are given in means nothing.
   config = config_lib.validate(config)
   plan(config, seeds, vary)  # Raises where it cannot be.
   if at_once < 0:

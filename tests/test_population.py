@@ -84,6 +84,15 @@ def test_what_cannot_be_planned_says_why(seeds, vary, says):
     plan(config(), seeds, vary)
 
 
+def test_the_order_of_what_is_varied_means_nothing(tmp_path):
+  vary = {'optim.momentum': [0.5, 0.9], 'model.dropout': [0.1]}
+  own = quick_config(epochs=1)
+  found = train_population(own, tmp_path / 'run', seeds=1, vary=vary)
+  again = train_population(own, tmp_path / 'run', seeds=1, vary=dict(reversed(vary.items())))
+  assert found == again and [group['members'] for group in found['groups']] == [
+      [f'seed-3_model.dropout-0.1_optim.momentum-{value}'] for value in (0.5, 0.9)]
+
+
 def test_vary_is_parsed():
   assert population.parse_vary(['optim.learning_rate=1e-3,3e-3', 'model.dropout.0=0']) == {
       'optim.learning_rate': [1e-3, 3e-3], 'model.dropout.0': [0.0]}
@@ -163,13 +172,18 @@ def test_a_vectorised_step_agrees_with_the_step_alone():
       'data.augment.rotation': 0.0,  # Slow to compile.
       'train.operations': 'native', 'train.precision': 'float32', 'data.residency': 'resident'})
   seeds = [5, 6, 7, 8]
-  alone, over, states, stack, hyper = equal_states(own_config, seeds)
+  alone, over, states, stack, _ = equal_states(own_config, seeds)
+  # What may be varied is: of the optimiser, the loss, the augmentation, the dropout.
+  hypers = [hyper_arrays(config_lib.replace(own_config, {
+      'optim.learning_rate': 0.01 * k, 'optim.weight_decay': 0.1 * k, 'optim.momentum': 0.2 * k,
+      'train.label_smoothing': 0.05 * k, 'data.augment.flip': 0.2 * k,
+      'data.augment.shift': 1.0 * k, 'model.dropout': (0.1 * k, 0.2 * k)})) for k in (1, 2, 3, 4)]
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (60, 28, 28, 1), np.uint8)
   labels = rng.integers(0, 10, 60).astype(np.int32)
   sums = step.Sums.zero()
   expected, orders = [], []
-  for state in states:
+  for state, hyper in zip(states, hypers):
     order = alone.order(state.key, np.int32(0))
     orders.append(order)
     args = (state, sums, hyper, images, labels, order, np.int32(0), np.int32(1))
@@ -180,7 +194,7 @@ def test_a_vectorised_step_agrees_with_the_step_alone():
   order = over.call(over.order, together.key, put(np.int32(0)))
   np.testing.assert_array_equal(order, np.stack(orders))
   state, found = over.call(
-      over.train, together, stack([sums] * 4), stack([hyper] * 4), put(images), put(labels),
+      over.train, together, stack([sums] * 4), stack(hypers), put(images), put(labels),
       order, put(np.int32(0)), put(np.int32(1)),
       sharding.put(np.ones(4, bool), sharding.by_member(over.alone.mesh)))
   assert len(state.step.sharding.device_set) == 4, 'members are divided among the devices'

@@ -67,7 +67,7 @@ def main(interrupt: Interrupt) -> None:
   experiment = record.Experiment(pathlib.Path(__file__).resolve().parent, work.parent, args,
                                  interrupt)
   parts = args.parts or PARTS
-  with experiment.clock() as seconds:
+  with experiment.clock('crash') as seconds:
     campaign = Campaign(work)
     for part in parts:
       if part != 'report':
@@ -76,7 +76,7 @@ def main(interrupt: Interrupt) -> None:
     results: dict[str, Any] = {**found, 'seconds': seconds(), 'versions': backend.versions(),
                                'device': _processor()}
   experiment.save(results, f'{summary.text(results)}\n\n{record.machine(results)}, Linux '
-                  f'{platform.release()}. {record.took(results["seconds"])}')
+                  f'{platform.release()}. All took {record.duration(results["seconds"])}.')
 
 
 def _try(part: str, campaign: Any, quick: bool) -> None:

@@ -13,7 +13,7 @@ import record
 from fmnist_jax import config_file, data, metrics, summary, workdir
 
 MODELS = ('mlp', 'cnn', 'cnn_blocks', 'cnn_augmented')
-PAIRS, SHOWN = 10, 40
+PAIRS, FIRST, SHOWN = 10, 5, 40
 
 
 def classes(members: list[summary.Finished]) -> list[dict[str, object]]:
@@ -27,21 +27,20 @@ def classes(members: list[summary.Finished]) -> list[dict[str, object]]:
   return sorted(found, key=lambda entry: entry['f1']['mean'])
 
 
-def pairs(members: list[summary.Finished]) -> list[dict[str, object]]:
-  """The commonest confusions over all members, and how stable they are from seed to seed."""
+def pairs(members: list[summary.Finished], which: list[tuple[str, str]]) -> list[dict[str, object]]:
+  """How many images each member takes for another class, for some pairs (true, predicted).
+
+  `among_the_first` is how many members have the pair among their own `FIRST` commonest.
+  """
   names = [entry['name'] for entry in members[0].results['per_class']]
   matrices = [np.array(member.results['confusion_matrix']) for member in members]
-  tops = [{(pair.true, pair.predicted) for pair in metrics.most_confused(matrix, names, 5)}
+  tops = [{(pair.true, pair.predicted) for pair in metrics.most_confused(matrix, names, FIRST)}
           for matrix in matrices]
-  found = []
-  for pair in metrics.most_confused(np.sum(matrices, axis=0), names, PAIRS):
-    true, predicted = names.index(pair.true), names.index(pair.predicted)
-    found.append({'true': pair.true, 'predicted': pair.predicted,
-                  'examples': summary.statistics([float(matrix[true, predicted])
-                                                  for matrix in matrices]),
-                  'among_the_first_five': sum((pair.true, pair.predicted) in top for top in tops),
-                  'members': len(members)})
-  return found
+  return [{'true': true, 'predicted': predicted,
+           'examples': summary.statistics([float(matrix[names.index(true), names.index(predicted)])
+                                           for matrix in matrices]),
+           'among_the_first': sum((true, predicted) in top for top in tops),
+           'members': len(members)} for true, predicted in which]
 
 
 def always_wrong(members: list[summary.Finished]) -> list[dict[str, object]]:
@@ -92,43 +91,46 @@ def sheet(wrong: list[dict], dataset: data.Dataset) -> bytes:
 def body(experiment: record.Experiment) -> None:
   """Trains, or finds trained, some of the published models, and looks at all their mistakes."""
   from fmnist_jax.report import canvas, pictures
-  with experiment.clock() as seconds:
-    found, everyone = {}, []
-    for name in MODELS:
-      directory = experiment.population(name, config_file.load(name))
-      population = workdir.read_json(directory / 'population.json')
-      members = [summary.read(directory / 'members' / member)
-                 for member in population['groups'][0]['members']]
-      everyone += members
-      found[name] = {'classes': classes(members), 'pairs': pairs(members)}
-    dataset = data.load(workdir.read_config(directory).data)
-    wrong = always_wrong(everyone)
-    confusion = np.sum([member.results['confusion_matrix'] for member in everyone], axis=0)
-    results = {'models': found, 'members': len(everyone), 'classes': classes(everyone),
-               'pairs': pairs(everyone), 'always_wrong': wrong,
-               'confusion_matrix': confusion.tolist(), 'seconds': seconds(),
-               'device': population['device'], 'versions': population['versions'],
-               'synthetic': population['synthetic']}
+  members: dict[str, list[summary.Finished]] = {}
+  for name in MODELS:
+    directory = experiment.population(name, config_file.load(name))
+    one = workdir.read_json(directory / 'population.json')
+    members[name] = [summary.read(directory / 'members' / member)
+                     for member in one['groups'][0]['members']]
+  everyone = [member for several in members.values() for member in several]
+  dataset = data.load(workdir.read_config(directory).data)
+  confusion = np.sum([member.results['confusion_matrix'] for member in everyone], axis=0)
+  which = [(pair.true, pair.predicted)
+           for pair in metrics.most_confused(confusion, dataset.class_names, PAIRS)]
+  found = {name: {'classes': classes(several), 'pairs': pairs(several, which)}
+           for name, several in members.items()}
+  wrong = always_wrong(everyone)
+  results = {'models': found, 'members': len(everyone), 'classes': classes(everyone),
+             'always_wrong': wrong, 'confusion_matrix': confusion.tolist(),
+             'seconds': experiment.seconds, 'device': one['device'], 'versions': one['versions'],
+             'synthetic': one['synthetic']}
   rows = [['class', *(f'F1 %, `{name}`' for name in MODELS)]]
   by_name = {name: {entry['name']: entry['f1'] for entry in found[name]['classes']}
              for name in MODELS}
   for entry in results['classes']:
     rows.append([entry['name'], *(summary.plus_minus(by_name[name][entry['name']], 100, 2)
                                   for name in MODELS)])
-  confusions = [['taken for', 'images a member', 'lowest to highest',
-                 'members with it among their first five']]
-  for pair in results['pairs']:
-    counts = pair['examples']
-    confusions.append([f'{pair["true"]} for {pair["predicted"]}', f'{counts["mean"]:.0f}',
-                       f'{counts["min"]:.0f} to {counts["max"]:.0f}',
-                       f'{pair["among_the_first_five"]} of {pair["members"]}'])
+  confusions = [['taken for', *(f'images, `{name}`' for name in MODELS)]]
+  for k, (true, predicted) in enumerate(which):
+    cells = [found[name]['pairs'][k] for name in MODELS]
+    confusions.append([f'{true} for {predicted}', *(
+        f'{summary.plus_minus(cell["examples"], 1, 0)} ({cell["among_the_first"]}/'
+        f'{cell["members"]})' for cell in cells)])
   lost = np.bincount([entry['label'] for entry in wrong], minlength=len(dataset.class_names))
-  which = ', '.join(f'{dataset.class_names[k]} {lost[k]}' for k in np.argsort(-lost) if lost[k])
+  of_class = ', '.join(f'{dataset.class_names[k]} {lost[k]}'
+                       for k in np.argsort(-lost) if lost[k])
   text = (f'{record.table(rows)}\n\n{record.table(confusions)}\n\n'
+          f'{record.means(experiment, one)} In brackets: how many of the seeds have the pair '
+          f'among their own {FIRST} commonest. {record.took(experiment)}\n\n'
           f'{len(wrong)} of {len(dataset.test):,} test images are wrong with every one of '
-          f'{len(everyone)} members{": " + which if which else ""}. {record.machine(population)}. '
-          f'{record.took(results["seconds"])}\n\n![confusion matrix of all members](confusion.png)'
-          '\n\n![test images that every member gets wrong, and what it takes them for]'
+          f'{len(everyone)} members{": " + of_class if of_class else ""}.\n\n'
+          '![confusion matrix of all members](confusion.png)\n\n'
+          '![test images that every member gets wrong, and what it takes them for]'
           '(always_wrong.png)')
   with canvas.drawing():
     matrix = canvas.png(pictures.confusion_matrix(confusion, dataset.class_names, canvas.LIGHT))

@@ -1,0 +1,129 @@
+"""What the experiments that train populations make of them: pairs, tables, the results page."""
+
+import argparse
+import importlib.util
+import json
+import pathlib
+import sys
+
+import pytest
+import runs
+
+from fmnist_jax import config_file, summary, train, workdir
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
+
+
+def script(name):
+  """The module of a script below experiments/."""
+  path = list(sys.path)
+  spec = importlib.util.spec_from_file_location(
+      f'experiment_{name.replace("/", "_").removesuffix(".py")}', FOLDER / name)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # Dataclasses look their module up.
+  spec.loader.exec_module(module)
+  sys.path[:] = path
+  return module
+
+
+@pytest.fixture(scope='module', name='record')
+def _record():
+  return script('record.py')
+
+
+def experiment(record, tmp_path, **args):
+  folder = tmp_path / 'asked'
+  folder.mkdir(exist_ok=True)
+  (folder / 'README.md').write_text(f'# Is it?\n\nSo.\n\n{record.BEGIN}\nold\n{record.END}\nend\n')
+  args = argparse.Namespace(**{'seeds': 2, 'quick': False, 'data_dir': '', **args})
+  return record.Experiment(folder, tmp_path / 'runs', args, runs.InterruptAt(10**9))
+
+
+def test_the_results_page_has_the_first_table_of_every_experiment(record):
+  page = FOLDER / 'README.md'
+  before = page.read_text()
+  try:
+    assert record.gather() == before, 'python experiments/record.py writes it again'
+  finally:
+    page.write_text(before)
+  for folder in FOLDER.glob('*/README.md'):
+    assert f'({folder.parent.name}/README.md)' in before
+    numbers = folder.read_text().partition(record.BEGIN)[2].partition(record.END)[0]
+    first = next((line for line in numbers.splitlines() if line.startswith('|')), 'Not measured')
+    assert first in before
+
+
+def test_results_go_between_the_marks_and_onto_the_page(record, tmp_path, monkeypatch):
+  (tmp_path / 'README.md').write_text(f'Page\n{record.BEGIN}\n{record.END}\n')
+  monkeypatch.setattr(record, '__file__', str(tmp_path / 'record.py'))
+  table = record.table([['what', 'how much'], ['this', '3']])
+  experiment(record, tmp_path).save({'lessons': ['It is.']}, f'{table}\n\nmore', {'a.png': b'x'})
+  readme = (tmp_path / 'asked' / 'README.md').read_text()
+  assert readme == (f'# Is it?\n\nSo.\n\n{record.BEGIN}\n{table}\n\nmore\n{record.END}\nend\n')
+  assert (tmp_path / 'README.md').read_text() == (
+      f'Page\n{record.BEGIN}\n\n## Is it?\n\n[asked](asked/README.md)\n\n{table}\n\n- It is.\n\n'
+      f'{record.END}\n')
+  assert (tmp_path / 'asked' / 'a.png').read_bytes() == b'x'
+
+
+def test_a_population_is_timed_once_whoever_asks_for_it(record, tmp_path):
+  config = runs.full_config(epochs=1, precision='float32')
+  config.data.augment, config.model = type(config.data.augment)(), config_file.load('mlp').model
+  first = experiment(record, tmp_path)
+  first.population('small', config)
+  took = first.seconds['small_x2']
+  assert took > 0
+  second = experiment(record, tmp_path)
+  second.population('small', config)
+  assert second.seconds == pytest.approx({'small_x2': took}, abs=0.2)
+  assert record.duration(3661) == '1 h 1 min' and record.duration(100) == '2 min'
+
+
+def test_remedies_are_paired_by_seed():
+  overfitting = script('overfitting/run.py')
+  plain = {'seeds': [0, 1, 2], 'gap_at_end': {'values': [0.01, 0.02, 0.03]}}
+  other = {'seeds': [2, 0], 'gap_at_end': {'values': [0.02, 0.005]}}  # Seed 1 diverged.
+  change = overfitting._change(plain, other, 'gap_at_end')
+  assert change.values == 2 and change.mean == pytest.approx(-0.75)
+  assert overfitting._verdict(change, 'narrows', 'widens', 'the gap').startswith(
+      'changes the gap by nothing that these seeds show (-0.75 +- ')
+
+
+def test_confusions_are_counted_for_each_member(tmp_path):
+  hardest = script('hardest_classes/run.py')
+  members = []
+  for seed in (0, 1):
+    config = runs.full_config(epochs=1, precision='float32', seed=seed)
+    config.data.augment, config.model = type(config.data.augment)(), config_file.load('mlp').model
+    train.train_and_evaluate(config, tmp_path / str(seed))
+    members.append(summary.read(tmp_path / str(seed)))
+  found, = hardest.pairs(members, [('Shirt', 'Coat')])
+  counts = [((member.labels == 6) & (member.probabilities.argmax(1) == 4)).sum()
+            for member in members]
+  assert found['examples']['values'] == counts and found['members'] == 2
+  wrong = hardest.always_wrong(members)
+  assert wrong and all(
+      member.probabilities[entry['image']].argmax() != member.labels[entry['image']]
+      for entry in wrong for member in members)
+
+
+def test_speeds_are_kept_apart_by_machine_and_recipe(record, tmp_path):
+  speed = script('population_speed/run.py')
+  one = {'device': '1 x cpu', 'versions': {'jax': '1'}, 'data_sha256': 'a'}
+  here = experiment(record, tmp_path, epochs=20)
+  places = {speed.place(here, 'mlp', one), speed.place(here, 'cnn', one),
+            speed.place(here, 'mlp', {**one, 'device': '1 x gpu'}),
+            speed.place(here, 'mlp', {**one, 'versions': {'jax': '2'}}),
+            speed.place(experiment(record, tmp_path, epochs=5), 'mlp', one)}
+  assert len(places) == 5
+  directory = speed.place(here, 'mlp', one)
+  directory.mkdir(parents=True)
+  walls = {'separate processes/8': [100.0], 'sequential/8': [40.0, 60.0, 50.0]}
+  workdir.write_json(directory / 'measurements.json', walls)
+  assert speed.read(directory) == json.loads(json.dumps(walls))
+  found = {'versions': {'jax': '1'}, 'synthetic': False,
+           'models': {'mlp': {'epochs': 20, 'wall_seconds': walls, 'agreement': None}}}
+  text = speed.section('1 x cpu', found)
+  assert '| 8 | 4.80 | 9.60 (2.00 x) | - |' in text
+  assert 'each measured 1 to 3 x, at most 50 % apart; 4 min in all' in text
+  assert speed.picture({'1 x cpu': found})[:4] == b'\x89PNG'
