@@ -108,7 +108,10 @@ def summarize(members: Sequence[Finished], class_names: Sequence[str]) -> dict[s
   found['f1_of_class'] = {
       name: statistics([member.results['per_class'][k]['f1'] for member in members])
       for k, name in enumerate(class_names)}
-  mean = np.mean([member.probabilities.astype(np.float64) for member in members], axis=0)
+  # Added up one by one: all at once, in float64, many members would not fit in memory.
+  mean = np.zeros(members[0].probabilities.shape)
+  for member in members:
+    mean += member.probabilities / len(members)
   together = metrics.summarize(mean, members[0].labels, class_names)
   found['ensemble'] = {name: together[name] for name in ('accuracy', 'loss', 'macro_f1',
                                                          'expected_calibration_error')}
