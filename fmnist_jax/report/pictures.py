@@ -102,12 +102,13 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], theme: T
   axes.imshow(colors, interpolation='nearest', aspect='auto')
   if count <= MOST_CELLS_WITH_NUMBERS:
     points = 72 * side / count  # of a cell's side
+    narrow = min(1, 5 / len(f'{confusion.max():,}'))
     white = np.array([0.2126, 0.7152, 0.0722]) @ colors.transpose(2, 0, 1).reshape(3, -1) < 0.45
     for cell in np.flatnonzero(confusion):
       row, column = divmod(int(cell), count)
       color = '#ffffff' if white[cell] else '#14181d'
       axes.text(column, row - 0.05, f'{confusion[row, column]:,}', ha='center', va='bottom',
-                color=color, fontsize=min(0.29 * points, 11))
+                color=color, fontsize=min(0.29 * points * narrow, 11))
       axes.text(column, row + 0.08, f'{100 * share[row, column]:.1f}%', ha='center', va='top',
                 color=color, fontsize=min(0.215 * points, 9))
   size = min(9, 60 * side / count)
