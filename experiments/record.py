@@ -18,6 +18,8 @@ from fmnist_jax import backend, command
 from fmnist_jax import config as config_lib
 from fmnist_jax.interrupt import Interrupt
 
+backend.prepare_environment()  # Scripts import this before anything that imports jax.
+
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
 QUICK = {'train.epochs': 1, 'data.train_examples': 3000, 'data.validation_examples': 500,
          'data.test_examples': 500}
@@ -179,7 +181,6 @@ def start(file: str, description: str, body: Callable[[Experiment], None], *, se
                         'everything goes to --runs, nothing into this folder')
     extra(parser)
     args = parser.parse_args()
-    backend.prepare_environment()
     runs = args.runs or ('runs/experiments-quick' if args.quick else 'runs/experiments')
     body(Experiment(pathlib.Path(file).resolve().parent, pathlib.Path(runs), args, interrupt))
 
