@@ -124,7 +124,7 @@ class Programs:
       batch = jax.lax.with_sharding_constraint(batch, split)
       batch_labels = jax.lax.with_sharding_constraint(batch_labels, split)
       if augmented:
-        batch = augment(state.step_key(step.AUGMENT), models.pixels(batch), config.data.augment)
+        batch = augment(state.step_key(step.AUGMENT), batch, config.data.augment)
       state, new = step.train_step(state, batch, batch_labels, apply=apply, tx=tx,
                                    label_smoothing=config.train.label_smoothing,
                                    ema_decay=config.train.ema_decay)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmnist_jax import ops
 from fmnist_jax.config import Augment
 from fmnist_jax.data import augment
 
@@ -144,6 +145,18 @@ def test_nothing_switched_on_changes_nothing(images):
   assert augment.augment(KEY, images, Augment()) is images
 
 
+@pytest.mark.parametrize('shape', [(28, 28, 1), (7, 10, 1), (8, 8, 3)])
+@pytest.mark.parametrize('changes', [{'flip': 0.5}, {'shift': 2.0}, {'flip': 0.5, 'shift': 2.0},
+                                     {'flip': 0.5, 'rotation': 9.0}, {'flip': 1.0, 'erasing': 0.5}])
+def test_bytes_become_what_their_floats_become(shape, changes):
+  images = np.random.default_rng(0).integers(0, 256, (32, *shape), np.uint8)
+  run = jax.jit(lambda images: augment.augment(KEY, images, Augment(**changes)))
+  result = run(images)
+  assert result.dtype == (np.uint8 if changes.keys() <= {'flip', 'shift'} else np.float32)
+  np.testing.assert_allclose(ops.pixels(result), run(ops.pixels(jnp.asarray(images))), atol=1e-6)
+  assert (np.asarray(ops.pixels(result)) != np.asarray(ops.pixels(jnp.asarray(images)))).any()
+
+
 ALL = {'flip': 0.5, 'shift': 2.0, 'rotation': 10.0, 'zoom': 0.1, 'erasing': 0.5}
 
 
@@ -176,7 +189,10 @@ def test_each_image_draws_for_itself_and_each_key_anew(images):
   assert not results[0] & results[2]
 
 
-def test_a_divided_batch_gives_the_same_without_communication(images):
+@pytest.mark.parametrize('kind', ['floats', 'bytes'])
+def test_a_divided_batch_gives_the_same_without_communication(images, kind):
+  if kind == 'bytes':
+    images = (images[..., :1] * 255).astype(jnp.uint8)
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   run = lambda images: augment.augment(KEY, images, Augment(**ALL))

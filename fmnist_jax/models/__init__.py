@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from fmnist_jax import config as config_lib
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.models.cnn import CNN
-from fmnist_jax.models.layers import Dropout, pixels
+from fmnist_jax.models.layers import Dropout
 from fmnist_jax.models.mlp import MLP
 
-__all__ = ['CNN', 'MLP', 'Dropout', 'build', 'check_fits', 'pixels']
+__all__ = ['CNN', 'MLP', 'Dropout', 'build', 'check_fits']
 
 
 def build(config: config_lib.Model, num_classes: int, *, dtype: jnp.dtype = jnp.float32,

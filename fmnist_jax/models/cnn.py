@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import ops
-from fmnist_jax.models.layers import ACTIVATIONS, Dropout, pixels
+from fmnist_jax.models.layers import ACTIVATIONS, Dropout
 
 
 class CNN(nn.Module):
@@ -42,7 +42,7 @@ class CNN(nn.Module):
     # Parameters have the same names however the layers are fused.
     conv_names = map('Conv_{}'.format, itertools.count())
     norm_names = map('BatchNorm_{}'.format, itertools.count())
-    x = pixels(ops.to_layout(images_BxHxWxC, layout))
+    x = ops.pixels(ops.to_layout(images_BxHxWxC, layout))
     for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
       kernel: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2}
       where: dict[str, Any] = {'padding': config.padding, 'layout': layout}

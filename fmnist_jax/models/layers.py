@@ -14,13 +14,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': nn.relu, 'gelu': nn.gelu, 'silu': nn.silu, 'tanh': jnp.tanh}
 
 
-def pixels(images: jax.Array) -> jax.Array:
-  """uint8 images as float32 in [0, 1]; others as they are."""
-  if images.dtype != jnp.uint8:
-    return images
-  return images.astype(jnp.float32) * jnp.float32(1 / 255)
-
-
 class Dropout(nn.Module):
   """Zeroes each entry with probability `rate` and divides the others by 1 - rate (JMLR 15:1929).
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import ops
-from fmnist_jax.models.layers import ACTIVATIONS, Dropout, pixels
+from fmnist_jax.models.layers import ACTIVATIONS, Dropout
 
 
 class MLP(nn.Module):
@@ -31,7 +31,7 @@ class MLP(nn.Module):
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
     dense = functools.partial(ops.Dense, implementation=self.implementation, dtype=self.dtype)
-    x = pixels(images_BxHxWxC).reshape(images_BxHxWxC.shape[0], -1)
+    x = ops.pixels(images_BxHxWxC).reshape(images_BxHxWxC.shape[0], -1)
     for width in self.config.hidden:
       x = dense(width)(x)
       x = ACTIVATIONS[self.config.activation](x)

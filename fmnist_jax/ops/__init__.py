@@ -6,7 +6,7 @@ XLA:CPU runs several times faster, inside loops above all. Parameters, values an
 """
 
 from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
-from fmnist_jax.ops.convolution import conv2d, preferred_layout, to_layout
+from fmnist_jax.ops.convolution import conv2d, pixels, preferred_layout, to_layout
 from fmnist_jax.ops.layers import (
     Conv,
     ConvBatchNormReluMaxPool,
@@ -21,7 +21,8 @@ from fmnist_jax.ops.products import dense
 __all__ = [
     'Conv', 'ConvBatchNormReluMaxPool', 'ConvKernel', 'ConvReluMaxPool', 'Dense', 'avg_pool',
     'batch_norm_relu_max_pool', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
-    'default_precision', 'dense', 'max_pool', 'preferred_layout', 'to_layout', 'useful_size']
+    'default_precision', 'dense', 'max_pool', 'pixels', 'preferred_layout', 'to_layout',
+    'useful_size']
 
 
 def default_implementation(platform: str) -> str:

@@ -69,6 +69,13 @@ def explicit_padding(padding: Padding, size: Sequence[int], window: Sequence[int
   return tuple((int(low), int(high)) for low, high in padding)
 
 
+def pixels(images: jax.Array) -> jax.Array:
+  """uint8 images as float32 in [0, 1]; others as they are."""
+  if images.dtype != jnp.uint8:
+    return images
+  return images.astype(jnp.float32) * jnp.float32(1 / 255)
+
+
 def to_layout(x: jax.Array, layout: str, current: str = 'NHWC') -> jax.Array:
   """Images with their axes in another order, 'NHWC' or 'CHWN'."""
   if layout == current:
