@@ -1,9 +1,12 @@
 """The README's examples run as they stand."""
 
+import json
 import pathlib
 import re
 
 import pytest
+
+from fmnist_jax import summary
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(), flags=re.DOTALL)
@@ -30,3 +33,17 @@ def test_every_config_is_listed():
   for path in README.parent.glob('configs/*.py'):
     if path.stem != '__init__':
       assert f'`{path.stem}`' in text
+
+
+def test_published_results_are_those_that_were_measured():
+  folder = README.parent / 'experiments' / 'published_baselines'
+  measured = json.loads((folder / 'results.json').read_text())['systems']
+  table = README.read_text().partition('<!-- published: begin -->')[2]
+  rows = [[cell.strip() for cell in row.split('|')[1:-1]]
+          for row in table.partition('<!-- published: end -->')[0].splitlines()[3:]]
+  assert len(rows) == 9
+  for config, _, reported, accuracy, loss in rows:
+    system, = (one for one in measured if f'`{one["config"]}`' == config)
+    assert reported == system['reported']
+    assert accuracy == summary.plus_minus(system['accuracy'], 100, 2)
+    assert loss == f'{system["loss"]["mean"]:.3f}'
