@@ -10,6 +10,7 @@ import pytest
 import runs
 
 from fmnist_jax import config_file, summary, train, workdir
+from fmnist_jax.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
 
@@ -105,6 +106,16 @@ def test_confusions_are_counted_for_each_member(tmp_path):
   assert wrong and all(
       member.probabilities[entry['image']].argmax() != member.labels[entry['image']]
       for entry in wrong for member in members)
+
+
+@pytest.mark.parametrize('wrong', [{'members': '1,x'}, {'members': '0'}, {'rounds': 0},
+                                   {'models': 'mpl'}])
+def test_speeds_of_nothing_are_refused_before_anything_runs(record, tmp_path, wrong):
+  speed = script('population_speed/run.py')
+  args = {'models': 'mlp', 'members': '1,2', 'epochs': 20, 'rounds': 1} | wrong
+  with pytest.raises(ConfigError):
+    speed.body(experiment(record, tmp_path, **args))
+  assert not (tmp_path / 'runs').exists()
 
 
 def test_speeds_are_kept_apart_by_machine_and_recipe(record, tmp_path):

@@ -41,6 +41,12 @@ def command(model: str, directory: pathlib.Path, seeds: int, first: int, mode: s
           *(f'--config.{name}={value}' for name, value in changes.items())]
 
 
+def failed(ended: subprocess.Popen | subprocess.CompletedProcess, errors: bytes) -> ConfigError:
+  """What a process said last, as an error of ours."""
+  said = errors.decode(errors='replace').strip()[-500:]
+  return ConfigError(f'{" ".join(ended.args)} ended with {ended.returncode}: {said}')
+
+
 def measure(experiment: record.Experiment, work: pathlib.Path, model: str, way: str,
             members: int) -> float:
   """Wall seconds from the first process's start to the last one's end, nothing compiled before."""
@@ -67,8 +73,7 @@ def measure(experiment: record.Experiment, work: pathlib.Path, model: str, way: 
           running.remove(process)
           if process.returncode:
             errors.seek(0)
-            raise ConfigError(f'{" ".join(process.args)} ended with {process.returncode}: '
-                              f'{errors.read().decode().strip()[-500:]}')
+            raise failed(process, errors.read())
         experiment.interrupt.check()
         time.sleep(0.02)
       return time.perf_counter() - began
@@ -89,8 +94,10 @@ def prepare(experiment: record.Experiment, model: str) -> dict[str, Any]:
   work = experiment.runs / 'population_speed' / 'prepare'
   shutil.rmtree(work, ignore_errors=True)
   args = argparse.Namespace(**{**vars(experiment.args), 'epochs': 1})
-  subprocess.run(command(model, work, 1, 0, 'sequential', args), check=True,
-                 stdout=subprocess.DEVNULL)
+  ended = subprocess.run(command(model, work, 1, 0, 'sequential', args), check=False,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  if ended.returncode:
+    raise failed(ended, ended.stderr)
   found = workdir.read_json(work / 'population.json')
   shutil.rmtree(work)
   return found
@@ -114,7 +121,12 @@ def read(directory: pathlib.Path) -> dict[str, list[float]]:
 def body(experiment: record.Experiment) -> None:
   """Measures what has not been measured, writes the table."""
   args = experiment.args
-  models, sizes = args.models.split(','), [int(size) for size in args.members.split(',')]
+  models = args.models.split(',')
+  sizes = config_file.parse('--members', args.members, 'tuple[int, ...]')
+  if min(*sizes, args.epochs, args.rounds) < 1:
+    raise ConfigError('--members, --epochs and --rounds must be at least 1.')
+  for model in models:
+    config_file.load(model)  # All are there, before hours are spent on the first.
   if args.quick:
     args.epochs, sizes = 1, sizes[:2]
   one = prepare(experiment, models[0])
