@@ -3,7 +3,7 @@
 
   python -m fmnist_jax.main --config=configs/cnn.py
 
-92.8 % on the test images of Fashion-MNIST (seed 0), 79 s from start to report on two cores of an
+92.8 % on the test images of Fashion-MNIST (seed 0), 76 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 

