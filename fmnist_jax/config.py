@@ -121,7 +121,8 @@ class Constant:
 class Cosine:
   """Linear warm-up, then half a cosine down to `final` times the peak (arXiv:1608.03983)."""
   warmup_epochs: float = _field(0.0, 'linear warm-up, epochs', low=0)
-  final: float = _field(0.0, 'learning rate at the end, as a share of the peak', low=0, high=1)
+  final: float = _field(0.0, 'learning rate at the end, as a share of the peak', low=0, high=1,
+                        continuous=True)
 
 
 @dataclasses.dataclass
@@ -134,7 +135,7 @@ class OneCycle:
 class Step:
   """The learning rate is multiplied by `factor` at the end of each epoch named."""
   epochs: tuple[float, ...] = _field((10, 15), 'epochs after which it drops', low=0)
-  factor: float = _field(0.1, 'what it is multiplied by', low=0, high=1)
+  factor: float = _field(0.1, 'what it is multiplied by', low=0, high=1, continuous=True)
   warmup_epochs: float = _field(0.0, 'linear warm-up, epochs', low=0)
 
 

@@ -17,10 +17,10 @@ def schedule_shape(schedule: config_lib.Schedule, steps_per_epoch: int,
                    epochs: int) -> optax.Schedule:
   """The learning rate as a share of its peak: step -> value in [0, 1].
 
-  The peak is left out so that it can be a traced array.
+  The peak is left out: it is multiplied by this in `learning_rate`.
 
   Args:
-    schedule: kind and settings.
+    schedule: kind and settings; shares and factors may be traced arrays, lengths may not.
     steps_per_epoch: to turn epochs into steps.
     epochs: length of the run; the value stays put after it.
   """
@@ -53,11 +53,10 @@ def schedule_shape(schedule: config_lib.Schedule, steps_per_epoch: int,
           1.0 + jnp.cos(math.pi * jnp.minimum(step, rise) / rise))
       return optax.join_schedules([climb, fall], [rise])
     case config_lib.Step():
-      drops = {steps(epoch): schedule.factor for epoch in schedule.epochs}
-      # Boundaries are absolute: `join_schedules` would restart the count after the warm-up.
-      drop = optax.piecewise_constant_schedule(1.0, drops)
+      drops = jnp.array([steps(epoch) for epoch in schedule.epochs], jnp.int32)
       warm = after_warmup(optax.constant_schedule(1.0), schedule.warmup_epochs)
-      return lambda step: warm(step) * drop(step)
+      # Not optax's `piecewise_constant_schedule`: it wants the factor as a Python number.
+      return lambda step: warm(step) * jnp.prod(jnp.where(step >= drops, schedule.factor, 1.0))
   raise TypeError(f'No schedule for {type(schedule).__name__}.')
 
 

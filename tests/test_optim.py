@@ -42,7 +42,30 @@ def test_one_cycle_rises_and_falls():
 def test_step_drops_at_the_end_of_the_epochs_named():
   values = shape(config_lib.Step(epochs=(3.0, 5.0), factor=0.1, warmup_epochs=1.0))
   assert values[9] == pytest.approx(1.0) and values[29] == pytest.approx(1.0)
-  assert values[31] == pytest.approx(0.1) and values[51] == pytest.approx(0.01)
+  assert values[30] == pytest.approx(0.1) and values[49] == pytest.approx(0.1)
+  assert values[50] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize('schedule', [
+    config_lib.Step(epochs=(3.0, 5.0), factor=0.3, warmup_epochs=1.0),
+    config_lib.Cosine(warmup_epochs=1.0, final=0.2)])
+def test_factors_of_schedules_may_be_traced(schedule):
+  whole = config_lib.Config(optim=config_lib.SGD(schedule=schedule))
+  names = [name for name in config_lib.continuous(whole) if name.startswith('optim.schedule.')]
+  assert len(names) == 1
+  steps = jnp.arange(100)
+
+  def values(schedule):
+    return jax.vmap(optim.schedule_shape(schedule, 10, 10))(steps)
+
+  def traced(value):
+    return values(config_lib.replace(whole, {names[0]: value}).optim.schedule)
+
+  (value,) = (config_lib.continuous(whole)[name] for name in names)
+  found = jax.vmap(traced)(jnp.array([value, 0.5], jnp.float32))
+  np.testing.assert_allclose(found[0], values(schedule), rtol=1e-6)
+  np.testing.assert_allclose(found[0], shape(schedule)[:100], rtol=1e-6)
+  assert not np.allclose(found[1], found[0])
 
 
 def update(config, steps=3):
