@@ -20,11 +20,15 @@ from fmnist_jax import evaluate, manifest, session, summary
 from fmnist_jax.errors import CheckpointError, DataError, DivergenceError, UserError, WorkdirError
 from fmnist_jax.train import train_and_evaluate
 
+# In float32 programs for other numbers of images or devices agree to 1e-6; in bfloat16 only to
+# 0.002, because what is added up in another order can be rounded to the neighbour.
+CONFIG = runs.full_config(devices=0, precision='float32')
+
 
 @pytest.fixture(scope='module', name='finished')
 def _finished(tmp_path_factory):
   directory = tmp_path_factory.mktemp('run') / 'finished'
-  found = train_and_evaluate(runs.full_config(devices=0), directory)
+  found = train_and_evaluate(CONFIG, directory)
   return directory, found
 
 
@@ -208,7 +212,7 @@ def test_progress_of_another_form_is_refused(finished, tmp_path, change, says):
     sealed(checkpoint)
   (directory / 'results.json').unlink()
   for use in (fmnist_jax.load_run,
-              lambda directory: train_and_evaluate(runs.full_config(devices=0), directory)):
+              lambda directory: train_and_evaluate(CONFIG, directory)):
     with pytest.raises(CheckpointError, match=says):
       use(directory)
 
@@ -267,7 +271,7 @@ def test_loading_a_run_from_a_stranger_executes_no_code(finished, tmp_path):
   latest = newest(whole)
   names = [name for name in names if 'checkpoints' not in name or f'/{latest.name}/' in name]
   assert len(names) > 8
-  refused = 0
+  refused = set()
   for name in names:
     for content in (poison, file.getvalue()):
       directory = tmp_path / 'run'
@@ -281,10 +285,14 @@ def test_loading_a_run_from_a_stranger_executes_no_code(finished, tmp_path):
         with contextlib.suppress(UserError):
           use(directory)
           continue
-        refused += 1
+        refused.add(name)
       assert not trap.exists(), name
       shutil.rmtree(directory)
-  assert refused >= 2 * len(names)
+  # A checkpoint with another manifest is passed over for the one before it, and of what a process
+  # wrote under ocdbt.process_*, only some files hold what the whole is read from.
+  behind = {name for name in names if '/ocdbt.process_' in name}
+  assert refused | behind | {f'checkpoints/{latest.name}/manifest.json'} == set(names)
+  assert refused & behind
 
 
 def test_predictions_that_are_no_probabilities_are_told(finished):
@@ -301,7 +309,7 @@ def test_results_of_another_form_are_refused(finished, tmp_path):
   shutil.copytree(finished[0], directory)
   (directory / 'results.json').write_text('{"accuracy": 1}')
   for use in (lambda at: fmnist_jax.load_run(at).results,
-              lambda at: train_and_evaluate(runs.full_config(devices=0), at)):
+              lambda at: train_and_evaluate(CONFIG, at)):
     with pytest.raises(WorkdirError, match=r'results.json is damaged.*dataset is missing'):
       use(directory)
 
@@ -321,7 +329,7 @@ def test_a_run_on_a_disk_that_cannot_be_written_can_be_loaded_and_not_gone_on_wi
     sentence = r'Read-only file system; choose another --workdir or give permission\.$'
     for name in ('run', 'new'):
       with pytest.raises(WorkdirError, match=sentence):
-        train_and_evaluate(runs.full_config(devices=0), disk / name)
+        train_and_evaluate(CONFIG, disk / name)
     with pytest.raises(WorkdirError, match='could not be written: Read-only file system'):
       fmnist_jax.evaluate_run(disk / 'run')
   finally:
