@@ -20,12 +20,16 @@ OVERRIDES = ['data.train_examples=396', 'data.test_examples=61', 'data.validatio
              'model.dropout=0.1', 'optim=SGD', 'train.epochs=3', 'train.steps_per_dispatch=1',
              'train.precision=float32', 'train.early_stopping_patience=0']
 
-# `fmnist_jax.main`, which sends itself a signal when it has seen the sums of a step.
+# `fmnist_jax.main`, which sends itself a signal when it has seen the sums of a step, and gives up a
+# process that it does not hear of within 15 seconds in place of jax's 100.
 CHILD = """
-import os, sys
+import functools, os, sys
 from fmnist_jax import backend, command, main
 backend.prepare_environment()
+import jax
 from fmnist_jax.session import Session
+jax.distributed.initialize = functools.partial(jax.distributed.initialize,
+                                               heartbeat_timeout_seconds=15)
 number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 show = Session.show
 def show_and_signal(self, done, sums):
