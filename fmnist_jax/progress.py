@@ -82,7 +82,9 @@ class Display:
     if self._stream is None:
       return
     if self._bar is None:
-      print(text, file=self._stream, flush=True)
+      # One write: members in threads share the stream, and `print` writes the newline by itself.
+      self._stream.write(f'{text}\n')
+      self._stream.flush()
     else:
       self._bar.clear()
       self._bar.write(text, file=self._stream)
