@@ -65,15 +65,15 @@ class Experiment:
            pictures: Mapping[str, bytes] | None = None) -> None:
     """Writes results.json and pictures, puts `text` between the marks of README.md, and the first
     table of it into the results page."""
-    from fmnist_jax import workdir
+    from fmnist_jax import files
     self.output.mkdir(parents=True, exist_ok=True)
     for name, content in (pictures or {}).items():
-      workdir.write_bytes(self.output / name, content)
-    workdir.write_json(self.output / 'results.json', results)
+      files.write_bytes(self.output / name, content)
+    files.write_json(self.output / 'results.json', results)
     before, _, rest = (self.folder / 'README.md').read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     filled = f'{before}{BEGIN}\n{text.strip()}\n{END}{after}'
-    workdir.write_bytes(self.output / 'README.md', filled.encode())
+    files.write_bytes(self.output / 'README.md', filled.encode())
     if not self.args.quick:
       gather()
     print(text)

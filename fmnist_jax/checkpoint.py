@@ -34,7 +34,7 @@ from absl import logging
 
 from fmnist_jax import manifest, processes, readback
 from fmnist_jax.errors import CheckpointError
-from fmnist_jax.workdir import fsync_directory
+from fmnist_jax.files import fsync_directory
 
 PyTree = Any
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import command, metrics, readback, summary, workdir
+from fmnist_jax import command, files, metrics, readback, summary
 from fmnist_jax.errors import ConfigError, WorkdirError
 
 
@@ -57,7 +57,7 @@ def read(directories: Sequence[str | pathlib.Path]) -> list[System]:
   for path, short in zip(paths, shortened):
     name = short if shortened.count(short) == 1 else str(path)
     if os.path.exists(path / 'population.json'):
-      for group in workdir.read_json(path / 'population.json', readback.POPULATION)['groups']:
+      for group in files.read_json(path / 'population.json', readback.POPULATION)['groups']:
         settings = ' '.join(f'{key}={value:g}' for key, value in group['settings'].items())
         names = group['members']
         if not names or not all(name.isprintable() and 0 < len(name) < 256 and name != '..'
@@ -171,9 +171,9 @@ def compare(directories: Sequence[str | pathlib.Path],
   except OSError as error:
     raise WorkdirError(f'{output} cannot be made: {error.strerror}; choose another --output.'
                        ) from error
-  workdir.write_bytes(output / 'forest.png', _forest(rows, found['differences']))
-  workdir.write_bytes(output / 'compare.md', markdown(found).encode())
-  workdir.write_json(output / 'compare.json', found)
+  files.write_bytes(output / 'forest.png', _forest(rows, found['differences']))
+  files.write_bytes(output / 'compare.md', markdown(found).encode())
+  files.write_json(output / 'compare.json', found)
   return found
 
 

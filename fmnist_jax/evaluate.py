@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import command, data, metrics, report, sharding, step, workdir
+from fmnist_jax import command, data, files, metrics, report, sharding, step
 from fmnist_jax.epoch import Programs
 from fmnist_jax.errors import DataError, DivergenceError
 from fmnist_jax.run import load_run
@@ -193,7 +193,7 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   found = results(described=described, split=split, probabilities=probabilities,
                   labels=chosen.labels, parameters=run.parameters, progress=run.progress,
                   seed=run.config.train.seed, seconds=seconds, mesh=run.programs.mesh)
-  workdir.write_json(run.workdir / f'results-{split}-{checkpoint}.json', found)
+  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', found)
   return found
 
 

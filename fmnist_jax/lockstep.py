@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import evaluate, progress, readback, sharding, step, train, workdir
+from fmnist_jax import evaluate, files, progress, readback, sharding, step, train, workdir
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import hyper_arrays
 from fmnist_jax.errors import CheckpointError
@@ -279,10 +279,10 @@ class Lockstep:
     for k, (config, held) in enumerate(self.members):
       records = [epoch['members'][held.path.name] for epoch in epochs
                  if held.path.name in epoch['members']]
-      workdir.write_bytes(held.history.path,
+      files.write_bytes(held.history.path,
                           b''.join(json.dumps(record).encode() + b'\n' for record in records))
       if self.progress.bad_steps[k] >= 0:
-        workdir.write_json(held.path / 'diverged.json', {'message': self._diverged(k)})
+        files.write_json(held.path / 'diverged.json', {'message': self._diverged(k)})
         continue
       own = dataclasses.replace(self.progress.members[k], data=self.progress.data, seconds={
           phase: share[phase] for phase in self.progress.seconds})

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import progress, sharding, step, train, workdir
+from fmnist_jax import files, progress, sharding, step, train, workdir
 from fmnist_jax.epoch import Programs, hyper_arrays
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Interrupt, Interrupted
@@ -206,7 +206,7 @@ class Work:
         train.finish(run, with_report=False)
       except DivergenceError as error:
         self.display.say(f'{member.name} is given up: {error}')
-        workdir.write_json(held.path / 'diverged.json', {'message': str(error)})
+        files.write_json(held.path / 'diverged.json', {'message': str(error)})
       finally:
         run.checkpoints.close()
 
@@ -216,10 +216,10 @@ class Work:
     path = self.population.path / 'groups.json'
     if not path.exists():
       # Kept, because a group goes on from its checkpoint only as the group it was.
-      workdir.write_json(path, [group_size(equipment, len(lot), at_once)
+      files.write_json(path, [group_size(equipment, len(lot), at_once)
                                 for equipment, lot in lots])
     number = itertools.count()
-    for (equipment, lot), size in zip(lots, workdir.read_json(path, [range(1, 2**31)])):
+    for (equipment, lot), size in zip(lots, files.read_json(path, [range(1, 2**31)])):
       for start in range(0, len(lot), size):
         directory = self.population.path / 'groups' / str(next(number))
         self._train_group(lot[start:start + size], size, directory, equipment)

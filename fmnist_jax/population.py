@@ -132,7 +132,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
 def _settle(held: workdir.Workdir, seeds: int, vary: Mapping[str, Sequence[float]], mode: str,
             fastest: str) -> str:
   """The mode; raises WorkdirError when the directory holds another population, or a run."""
-  from fmnist_jax import readback, workdir
+  from fmnist_jax import files, readback
   path = held.path / 'plan.json'
   wanted = {'seeds': seeds, 'vary': {name: list(map(float, values))
                                      for name, values in vary.items()}}
@@ -141,9 +141,9 @@ def _settle(held: workdir.Workdir, seeds: int, vary: Mapping[str, Sequence[float
       raise WorkdirError(f'{held.path} holds a single run, not a population; choose another '
                          '--workdir.')
     mode = fastest if mode == 'auto' else mode
-    workdir.write_json(path, {**wanted, 'mode': mode})
+    files.write_json(path, {**wanted, 'mode': mode})
     return mode
-  saved = workdir.read_json(path, readback.PLAN)
+  saved = files.read_json(path, readback.PLAN)
   wanted['mode'] = saved['mode'] if mode == 'auto' else mode
   changed = [f'{name}: {saved[name]} -> {wanted[name]}' for name in wanted
              if saved[name] != wanted[name]]

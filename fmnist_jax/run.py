@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import models, readback, sharding, step, workdir
+from fmnist_jax import files, models, readback, sharding, step, workdir
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.epoch import Programs, hyper_arrays
 from fmnist_jax.errors import CheckpointError, DataError
@@ -66,7 +66,7 @@ class Run:
   @property
   def results(self) -> dict[str, Any]:
     """The contents of results.json; raises WorkdirError when the run is not finished."""
-    return workdir.read_json(self.workdir / 'results.json', readback.RESULTS)
+    return files.read_json(self.workdir / 'results.json', readback.RESULTS)
 
   @property
   def history(self) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import metrics, readback, workdir
+from fmnist_jax import files, metrics, readback, workdir
 from fmnist_jax.errors import DivergenceError, WorkdirError
 
 SCORES = ('accuracy', 'loss', 'macro_f1', 'train_validation_gap')
@@ -52,7 +52,7 @@ def read(path: pathlib.Path) -> Finished:
   if not os.path.exists(path / 'results.json'):
     raise WorkdirError(f'{path} is not a finished run: it has no results.json; train it to its '
                        'end first.')
-  results = workdir.read_json(path / 'results.json', readback.RESULTS)
+  results = files.read_json(path / 'results.json', readback.RESULTS)
   try:
     with readback.open_regular(path / 'predictions.npz') as file:
       arrays = readback.arrays(file, ('probabilities', 'labels'))
@@ -158,7 +158,7 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
     groups.append({'settings': settings_of[key], **summarize(members, class_names)})
     curves[key] = [member.history for member in members]
   if one is None:
-    message = workdir.read_json(directory / 'members' / diverged[0] / 'diverged.json',
+    message = files.read_json(directory / 'members' / diverged[0] / 'diverged.json',
                                 {'message': str})['message']
     raise DivergenceError(f'Not one of {len(diverged)} members came to its end: {message}')
   found = {
@@ -168,8 +168,8 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
       'seconds': {phase: sum(group['seconds'][phase] for group in groups)
                   for phase in groups[0]['seconds']},
       **{name: one.results[name] for name in ('data_sha256', 'versions', 'device')}}
-  workdir.write_bytes(directory / 'curves.png', _picture(curves))
-  workdir.write_json(directory / 'population.json', found)
+  files.write_bytes(directory / 'curves.png', _picture(curves))
+  files.write_json(directory / 'population.json', found)
   say(table(found))
   if diverged:
     say(f'{len(diverged)} diverged and count for nothing: {", ".join(diverged)}')

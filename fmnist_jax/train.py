@@ -14,16 +14,17 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import (
-    backend,
-    data,
-    evaluate,
-    models,
-    ops,
-    processes,
-    readback,
-    report,
-    sharding,
-    workdir,
+  backend,
+  data,
+  evaluate,
+  files,
+  models,
+  ops,
+  processes,
+  readback,
+  report,
+  sharding,
+  workdir,
 )
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
@@ -137,7 +138,7 @@ def finished(held: workdir.Workdir) -> dict[str, Any] | None:
   Checkpoints(held.path / 'checkpoints').clean()
   if not (held.path / 'results.json').exists():
     return None
-  return workdir.read_json(held.path / 'results.json', readback.RESULTS)
+  return files.read_json(held.path / 'results.json', readback.RESULTS)
 
 
 def load(config: config_lib.Config,
@@ -214,7 +215,7 @@ def write(held: workdir.Workdir, config: config_lib.Config, dataset: data.Datase
   """
   content = io.BytesIO()
   np.savez(content, probabilities=probabilities, labels=split.labels)
-  workdir.write_bytes(held.path / 'predictions.npz', content.getvalue())
+  files.write_bytes(held.path / 'predictions.npz', content.getvalue())
   if with_report:
     images, _ = split.arrays()
     shown = np.arange(min(1000, len(dataset.train)))
@@ -223,4 +224,4 @@ def write(held: workdir.Workdir, config: config_lib.Config, dataset: data.Datase
                  train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
                  class_names=dataset.class_names, config=config_lib.to_json(config),
                  validation_labels=dataset.validation.labels if len(dataset.validation) else None)
-  workdir.write_json(held.path / 'results.json', found)
+  files.write_json(held.path / 'results.json', found)

@@ -1,4 +1,4 @@
-"""The directory of a run: its lock, its config, files that are whole or absent, its history."""
+"""The directory of a run: its lock, its config, its history."""
 
 from __future__ import annotations
 
@@ -8,98 +8,26 @@ import fcntl
 import json
 import os
 import pathlib
-import secrets
 import socket
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 from fmnist_jax.config import Config, differences, from_json, to_json
 from fmnist_jax.errors import ConfigError, WorkdirError
-from fmnist_jax.readback import Form, open_regular, problem
+from fmnist_jax.files import (
+  PathLike,
+  parse_json,
+  read_json,
+  reason,
+  remove_leftovers,
+  write_bytes,
+  write_json,
+)
+from fmnist_jax.readback import open_regular
 
-PathLike = str | os.PathLike[str]
-
-_TEMPORARY = '.partial-'
 _LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-
-
-@contextlib.contextmanager
-def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
-  """Opens a file that appears under its name only when it is complete and on the disk.
-
-  The bytes go to a temporary file in the same directory, are forced to the disk, and the file is
-  renamed. When the body raises, the temporary file is removed and `path` is as it was.
-
-  Args:
-    path: where the file shall be; replaced when it exists.
-
-  Yields:
-    A binary file to write to.
-
-  Raises:
-    WorkdirError: with the system's reason when the file cannot be written.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}{_TEMPORARY}{secrets.token_hex(4)}')
-  try:
-    with open(temporary, 'xb') as file:
-      # Held while the writer lives: what `remove_leftovers` can lock belongs to nobody.
-      with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-      os.rename(temporary, path)
-    fsync_directory(path.parent)
-  except OSError as error:
-    raise WorkdirError(f'{path} could not be written: {_reason(error)}; free some space or give '
-                       'permission, then run the same command again.') from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
-
-
-def write_bytes(path: PathLike, content: bytes) -> None:
-  """Writes a whole file atomically; raises WorkdirError."""
-  with atomic_writer(path) as file:
-    file.write(content)
-
-
-def write_json(path: PathLike, value: Any) -> None:
-  """Writes plain JSON values atomically, indented, for programs and people.
-
-  Raises:
-    ValueError: for NaN and infinity, which JSON does not have.
-    WorkdirError: when the file cannot be written.
-  """
-  write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
-
-
-def read_json(path: PathLike, form: Form = object) -> Any:
-  """Reads a JSON file.
-
-  Args:
-    path: of the file.
-    form: what it must hold, see `readback`; anything by default.
-
-  Raises:
-    WorkdirError: when it is missing, unreadable, not JSON or of another form.
-  """
-  try:
-    with open_regular(path) as file:
-      value = json.loads(file.read(), parse_constant=_no_constant)
-    found = None if form is object else problem(value, form)
-  except OSError as error:
-    raise WorkdirError(f'{path} could not be read: {_reason(error)}.') from error
-  except (ValueError, RecursionError) as error:
-    raise WorkdirError(f'{path} is damaged, it is not JSON ({error}); delete it or choose another '
-                       '--workdir.') from error
-  if found:
-    raise WorkdirError(f'{path} is damaged, or not of this version of fmnist_jax ({found}); '
-                       'delete it or choose another --workdir.')
-  return value
 
 
 def read_config(directory: PathLike) -> Config:
@@ -119,32 +47,6 @@ def read_config(directory: PathLike) -> Config:
   except ConfigError as error:
     raise WorkdirError(f'{path} is not the config of a run of this version of fmnist_jax '
                        f'({str(error).rstrip(".")}); choose another --workdir.') from error
-
-
-def fsync_directory(path: PathLike) -> None:
-  """Forces a directory's entries (creations, renames, removals) to the disk."""
-  fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    os.fsync(fd)
-  finally:
-    os.close(fd)
-
-
-def remove_leftovers(directory: PathLike) -> None:
-  """Removes temporary files of `atomic_writer` whose writers are dead, here and one level below."""
-  directory = pathlib.Path(directory)
-  for path in [*directory.glob(f'.*{_TEMPORARY}*'), *directory.glob(f'*/.*{_TEMPORARY}*')]:
-    with contextlib.suppress(OSError), open(path, 'rb') as file:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      path.unlink()
-
-
-def _reason(error: OSError | ValueError) -> str:
-  return getattr(error, 'strerror', None) or str(error)
-
-
-def _no_constant(name: str) -> None:
-  raise ValueError(f'{name} is not JSON')
 
 
 class History:
@@ -188,7 +90,7 @@ class History:
             file.truncate(self._end)
           raise
     except OSError as error:
-      raise WorkdirError(f'{self.path} could not be written: {_reason(error)}; free some space or '
+      raise WorkdirError(f'{self.path} could not be written: {reason(error)}; free some space or '
                          'give permission, then run the same command again.') from error
     self._end += len(line)
 
@@ -219,7 +121,7 @@ class History:
     except FileNotFoundError:
       return b''
     except OSError as error:
-      raise WorkdirError(f'{self.path} could not be read: {_reason(error)}.') from error
+      raise WorkdirError(f'{self.path} could not be read: {reason(error)}.') from error
 
   def _parse(self, content: bytes) -> list[tuple[dict[str, Any], bytes]]:
     """(record, its line with the newline) of every whole line."""
@@ -228,7 +130,7 @@ class History:
     lines = content[:_whole_lines(content)].split(b'\n')[:-1]
     for number, line in enumerate((line + b'\n' for line in lines), 1):
       try:
-        record = json.loads(line, parse_constant=_no_constant)
+        record = parse_json(line)
         if not isinstance(record, dict) or type(record.get('step')) is not int:
           raise ValueError('no record with a whole number as its step')
         if records and record['step'] <= records[-1][0]['step']:
@@ -288,7 +190,7 @@ class Workdir:
       raise WorkdirError(f'{file} is not a directory; choose another --workdir.') from error
     except (OSError, ValueError) as error:  # ValueError: a NUL or half a character in the path.
       place = getattr(error, 'filename', None) or self.path
-      raise WorkdirError(f'{place} cannot be used: {_reason(error)}; choose another --workdir or '
+      raise WorkdirError(f'{place} cannot be used: {reason(error)}; choose another --workdir or '
                          'give permission.') from error
 
   def __enter__(self) -> Workdir:
@@ -345,7 +247,7 @@ def _lock(directory: pathlib.Path) -> int:
     os.close(fd)
     if error.errno in _LOCK_UNSUPPORTED:
       raise WorkdirError(f'{directory} is on a file system that cannot lock files '
-                         f'({_reason(error)}); choose a --workdir on a local disk.') from error
+                         f'({reason(error)}); choose a --workdir on a local disk.') from error
     error.filename = str(path)
     raise
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import runs
 
-from fmnist_jax import config_file, summary, train, workdir
+from fmnist_jax import config_file, files, summary, train
 from fmnist_jax.errors import ConfigError
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
@@ -130,7 +130,7 @@ def test_speeds_are_kept_apart_by_machine_and_recipe(record, tmp_path):
   directory = speed.place(here, 'mlp', one)
   directory.mkdir(parents=True)
   walls = {'separate processes/8': [100.0], 'sequential/8': [40.0, 60.0, 50.0]}
-  workdir.write_json(directory / 'measurements.json', walls)
+  files.write_json(directory / 'measurements.json', walls)
   assert speed.read(directory) == json.loads(json.dumps(walls))
   found = {'versions': {'jax': '1'}, 'synthetic': False,
            'models': {'mlp': {'epochs': 20, 'wall_seconds': walls, 'agreement': None}}}

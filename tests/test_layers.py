@@ -8,7 +8,7 @@ import fmnist_jax
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
     ('errors', 'readback'),
-    ('config', 'interrupt', 'metrics', 'ops', 'backend'),
+    ('config', 'files', 'interrupt', 'metrics', 'ops', 'backend'),
     ('command', 'config_file', 'plan', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
      'progress', 'processes'),
     ('manifest', 'epoch'),

@@ -16,7 +16,7 @@ import pytest
 import test_compare
 
 from fmnist_jax import command as command_lib
-from fmnist_jax import compare, config_file, readback, summary, workdir
+from fmnist_jax import compare, config_file, files, readback, summary, workdir
 from fmnist_jax import config as config_lib
 from fmnist_jax.data import npz
 from fmnist_jax.errors import DataError, UserError, WorkdirError
@@ -141,7 +141,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
     elif kind == 'directory':
       (tmp_path / name).mkdir()
   with pytest.raises(WorkdirError):
-    workdir.read_json(tmp_path / 'results.json')
+    files.read_json(tmp_path / 'results.json')
   with pytest.raises(WorkdirError):
     summary.read(tmp_path)
   with pytest.raises(DataError):

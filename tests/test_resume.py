@@ -15,7 +15,7 @@ import pytest
 import runs
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import optim, train, workdir
+from fmnist_jax import files, optim, train, workdir
 from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupt, Interrupted
@@ -255,7 +255,7 @@ def test_a_clock_that_jumps_by_hours_changes_no_bit_and_no_duration(whole, tmp_p
   seconds = [0.0, *(record['seconds'] for record in records)]
   assert seconds == sorted(seconds) and seconds[-1] < 600
   assert all(record['images_per_second'] > 0 for record in records)
-  spent = workdir.read_json(tmp_path / 'run' / 'results.json')['seconds']
+  spent = files.read_json(tmp_path / 'run' / 'results.json')['seconds']
   assert all(0 <= value < 600 for value in spent.values())
 
 

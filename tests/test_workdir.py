@@ -2,110 +2,15 @@ import errno
 import fcntl
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 import pytest
+from faults import fail_with, kill, names, start
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import workdir as workdir_lib
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.workdir import History, Workdir, atomic_writer, read_json, write_json
-
-ROOT = str(pathlib.Path(workdir_lib.__file__).parent.parent)
-
-
-def names(directory):
-  return sorted(os.listdir(directory))
-
-
-def fail_with(number):
-  def fail(*_, **__):
-    raise OSError(number, os.strerror(number))
-  return fail
-
-
-def start(code):
-  process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {'PYTHONPATH': ROOT})
-  assert process.stdout.readline() == 'ready\n'
-  return process
-
-
-def kill(process):
-  process.kill()
-  process.wait()
-  process.stdout.close()
-
-
-# Files that are whole or absent.
-
-def test_json_round_trip(tmp_path):
-  value = {'a': [1, 2.5, None, True, 'é'], 'b': {}}
-  write_json(tmp_path / 'x.json', value)
-  assert read_json(tmp_path / 'x.json') == value
-  assert names(tmp_path) == ['x.json']
-
-
-@pytest.mark.parametrize('value', [float('nan'), [1.0, float('inf')]])
-def test_json_refuses_what_is_not_json(tmp_path, value):
-  write_json(tmp_path / 'x.json', 1)
-  with pytest.raises(ValueError):
-    write_json(tmp_path / 'x.json', value)
-  assert read_json(tmp_path / 'x.json') == 1
-  (tmp_path / 'x.json').write_text('{"a": NaN}')
-  with pytest.raises(WorkdirError, match='NaN'):
-    read_json(tmp_path / 'x.json')
-
-
-@pytest.mark.parametrize('content', [b'', b'{', b'\xff\xfe', b'[' * 100_000])
-def test_damaged_json_is_named(tmp_path, content):
-  (tmp_path / 'x.json').write_bytes(content)
-  with pytest.raises(WorkdirError, match=r'x\.json is damaged'):
-    read_json(tmp_path / 'x.json')
-
-
-def test_a_body_that_fails_changes_nothing(tmp_path):
-  (tmp_path / 'x').write_bytes(b'old')
-  with pytest.raises(ZeroDivisionError), atomic_writer(tmp_path / 'x') as file:
-    file.write(b'new')
-    file.flush()
-    raise ZeroDivisionError
-  assert (tmp_path / 'x').read_bytes() == b'old'
-  assert names(tmp_path) == ['x']
-
-
-@pytest.mark.parametrize('call', ['fsync', 'rename'])
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT])
-def test_a_disk_that_fails_changes_nothing(tmp_path, monkeypatch, call, number):
-  write_json(tmp_path / 'x.json', 1)
-  monkeypatch.setattr(os, call, fail_with(number))
-  with pytest.raises(WorkdirError, match=os.strerror(number)):
-    write_json(tmp_path / 'x.json', 2)
-  monkeypatch.undo()
-  assert read_json(tmp_path / 'x.json') == 1
-  assert names(tmp_path) == ['x.json']
-
-
-def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path):
-  (tmp_path / 'report').mkdir()
-  (tmp_path / '.hidden').write_text('not ours')
-  killed = [start('import time\n'
-                  'from fmnist_jax.workdir import atomic_writer\n'
-                  f'with atomic_writer({str(path)!r}):\n'
-                  '  print("ready", flush=True)\n'
-                  '  time.sleep(60)\n') for path in (tmp_path / 'a', tmp_path / 'report' / 'b')]
-  for process in killed:
-    kill(process)
-  assert len(names(tmp_path)) == 3 and len(names(tmp_path / 'report')) == 1
-  with atomic_writer(tmp_path / 'c') as file:
-    file.write(b'alive')
-    workdir_lib.remove_leftovers(tmp_path)
-  assert names(tmp_path) == ['.hidden', 'c', 'report'] and names(tmp_path / 'report') == []
-  assert (tmp_path / 'c').read_bytes() == b'alive'
-
+from fmnist_jax.workdir import History, Workdir
 
 # The history.
 

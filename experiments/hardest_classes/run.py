@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 import record
 
-from fmnist_jax import config_file, data, metrics, summary, workdir
+from fmnist_jax import config_file, data, files, metrics, summary, workdir
 
 MODELS = ('mlp', 'cnn', 'cnn_blocks', 'cnn_augmented')
 PAIRS, FIRST, SHOWN = 10, 5, 40
@@ -94,7 +94,7 @@ def body(experiment: record.Experiment) -> None:
   members: dict[str, list[summary.Finished]] = {}
   for name in MODELS:
     directory = experiment.population(name, config_file.load(name))
-    one = workdir.read_json(directory / 'population.json')
+    one = files.read_json(directory / 'population.json')
     members[name] = [summary.read(directory / 'members' / member)
                      for member in one['groups'][0]['members']]
   everyone = [member for several in members.values() for member in several]

@@ -12,7 +12,7 @@ import numpy as np
 import record
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import config_file, data, metrics, summary, workdir
+from fmnist_jax import config_file, data, files, metrics, summary, workdir
 from fmnist_jax.errors import ConfigError
 
 MODELS, SETS = ('mlp', 'cnn'), ('mnist', 'fashion_mnist')
@@ -40,7 +40,7 @@ def nearest_mean(dataset: data.Dataset) -> dict[str, object]:
 
 def errors(directory: pathlib.Path) -> dict[str, object]:
   """Errors of each class and the most confused pairs, over all members of a population."""
-  group, = workdir.read_json(directory / 'population.json')['groups']
+  group, = files.read_json(directory / 'population.json')['groups']
   members = [summary.read(directory / 'members' / name) for name in group['members']]
   names = [entry['name'] for entry in members[0].results['per_class']]
   confusion = np.sum([member.results['confusion_matrix'] for member in members], axis=0)
@@ -122,7 +122,7 @@ def body(experiment: record.Experiment) -> None:
       directory = experiment.population(label, config, folders[name])
       found[name][model] = errors(directory)
     plain[name] = nearest_mean(data.load(workdir.read_config(directory).data))
-  one = workdir.read_json(directory / 'population.json')
+  one = files.read_json(directory / 'population.json')
   lessons = [_lesson(found)]
   results = {'models': found, 'nearest_mean': {
       name: {key: entry[key] for key in ('accuracy', 'recall')} for name, entry in plain.items()},

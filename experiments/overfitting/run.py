@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 import record
 
-from fmnist_jax import compare, config_file, metrics, summary, workdir
+from fmnist_jax import compare, config_file, files, metrics, summary, workdir
 from fmnist_jax.config import CNN, MLP, Adam, AdamW, Augment, Config, Data, Train
 
 EPOCHS = {'mlp': 40, 'cnn': 20}
@@ -34,7 +34,7 @@ def config(family: str, remedies: tuple[str, ...]) -> Config:
 
 def describe(directory: pathlib.Path) -> dict[str, object]:
   """Gaps, losses and accuracies of a population, with intervals."""
-  group, = workdir.read_json(directory / 'population.json')['groups']
+  group, = files.read_json(directory / 'population.json')['groups']
   members = [summary.read(directory / 'members' / name) for name in group['members']]
   last = [member.history[-1] for member in members]
   best_loss = [min(entry['validation_loss'] for entry in member.history) for member in members]
@@ -65,7 +65,7 @@ def picture(directories: dict[str, dict[str, pathlib.Path]]) -> bytes:
     for column, family in enumerate(LAYERS):
       for row, remedy in enumerate(REMEDIES):
         panel, directory = axes[row, column], directories[family][remedy]
-        group, = workdir.read_json(directory / 'population.json')['groups']
+        group, = files.read_json(directory / 'population.json')['groups']
         histories = [workdir.History(directory / 'members' / name / 'metrics.jsonl').read()
                      for name in group['members']]
         for kind, label, color in (('clean_train', 'training, clean', theme.first),
@@ -137,7 +137,7 @@ def body(experiment: record.Experiment) -> None:
           for name in ('cnn_basic', 'cnn_deep')]
   families, deeper = (compare.difference(*compare.read(two)) for two in (plain, pair))
   families['seconds'] = [experiment.seconds[directory.name] for directory in plain]
-  one = workdir.read_json(pair[0] / 'population.json')
+  one = files.read_json(pair[0] / 'population.json')
   results = {'remedies': found, 'families': families, 'deeper': deeper,
              'lessons': lessons(found, families, deeper), 'seconds': experiment.seconds,
              'device': one['device'], 'versions': one['versions'], 'synthetic': one['synthetic']}

@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import compare, config_file, summary, workdir
+from fmnist_jax import compare, config_file, files, summary
 from fmnist_jax.errors import ConfigError
 
 WAYS = ('separate processes', 'sequential', 'vectorized')
@@ -98,7 +98,7 @@ def prepare(experiment: record.Experiment, model: str) -> dict[str, Any]:
                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
   if ended.returncode:
     raise failed(ended, ended.stderr)
-  found = workdir.read_json(work / 'population.json')
+  found = files.read_json(work / 'population.json')
   shutil.rmtree(work)
   return found
 
@@ -139,12 +139,12 @@ def body(experiment: record.Experiment) -> None:
     wall = measure(experiment, directory / f'{way.replace(" ", "_")}-{members}', model, way,
                    members)
     walls.append(wall)
-    workdir.write_json(directory / 'measurements.json', measured)
+    files.write_json(directory / 'measurements.json', measured)
     print(f'{model}, {members} members, {way}: {wall:.1f} s, {60 * members / wall:.2f} a minute',
           flush=True)
   # What other calls measured, of other models or on other machines, stays in the table.
   before = experiment.output / 'results.json'
-  results = workdir.read_json(before) if before.exists() else {'devices': {}}
+  results = files.read_json(before) if before.exists() else {'devices': {}}
   entry = results['devices'].setdefault(one['device'], {'models': {}})
   entry |= {'versions': one['versions'], 'synthetic': one['synthetic']}
   for model in models:

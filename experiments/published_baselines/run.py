@@ -9,7 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import compare, config_file, workdir
+from fmnist_jax import compare, config_file, files
 from fmnist_jax import config as config_lib
 
 # Config; whose it is; what was reported (%); our floor and aim for the mean over seeds (%).
@@ -59,7 +59,7 @@ def body(experiment: record.Experiment) -> None:
                  f'{100 * system["ensemble"]["accuracy"]:.2f}',
                  '-' if floor is None else f'{floor}{below} {"met" if met else "MISSED"}',
                  '-' if aim is None else f'{aim} {"met" if reached else "missed"}'])
-  one = workdir.read_json(directories['mlp'] / 'population.json')
+  one = files.read_json(directories['mlp'] / 'population.json')
   results |= {'seconds': experiment.seconds, 'device': one['device'], 'versions': one['versions'],
               'synthetic': one['synthetic']}
   words = '\n'.join(f'- {entry["words"]}' for entry in found['differences'])

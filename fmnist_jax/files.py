@@ -1,0 +1,128 @@
+"""Files that are whole or absent, whatever interrupts their writing: bytes and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from fmnist_jax.errors import WorkdirError
+from fmnist_jax.readback import Form, open_regular, problem
+
+PathLike = str | os.PathLike[str]
+
+_TEMPORARY = '.partial-'
+
+
+@contextlib.contextmanager
+def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a file that appears under its name only when it is complete and on the disk.
+
+  The bytes go to a temporary file in the same directory, are forced to the disk, and the file is
+  renamed. When the body raises, the temporary file is removed and `path` is as it was.
+
+  Args:
+    path: where the file shall be; replaced when it exists.
+
+  Yields:
+    A binary file to write to.
+
+  Raises:
+    WorkdirError: with the system's reason when the file cannot be written.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}{_TEMPORARY}{secrets.token_hex(4)}')
+  try:
+    with open(temporary, 'xb') as file:
+      # Held while the writer lives: what `remove_leftovers` can lock belongs to nobody.
+      with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+      os.rename(temporary, path)
+    fsync_directory(path.parent)
+  except OSError as error:
+    raise WorkdirError(f'{path} could not be written: {reason(error)}; free some space or give '
+                       'permission, then run the same command again.') from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: PathLike, content: bytes) -> None:
+  """Writes a whole file atomically; raises WorkdirError."""
+  with atomic_writer(path) as file:
+    file.write(content)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes plain JSON values atomically, indented, for programs and people.
+
+  Raises:
+    ValueError: for NaN and infinity, which JSON does not have.
+    WorkdirError: when the file cannot be written.
+  """
+  write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
+
+
+def read_json(path: PathLike, form: Form = object) -> Any:
+  """Reads a JSON file.
+
+  Args:
+    path: of the file.
+    form: what it must hold, see `readback`; anything by default.
+
+  Raises:
+    WorkdirError: when it is missing, unreadable, not JSON or of another form.
+  """
+  try:
+    with open_regular(path) as file:
+      value = parse_json(file.read())
+    found = None if form is object else problem(value, form)
+  except OSError as error:
+    raise WorkdirError(f'{path} could not be read: {reason(error)}.') from error
+  except (ValueError, RecursionError) as error:
+    raise WorkdirError(f'{path} is damaged, it is not JSON ({error}); delete it or choose another '
+                       '--workdir.') from error
+  if found:
+    raise WorkdirError(f'{path} is damaged, or not of this version of fmnist_jax ({found}); '
+                       'delete it or choose another --workdir.')
+  return value
+
+
+def fsync_directory(path: PathLike) -> None:
+  """Forces a directory's entries (creations, renames, removals) to the disk."""
+  fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    os.fsync(fd)
+  finally:
+    os.close(fd)
+
+
+def remove_leftovers(directory: PathLike) -> None:
+  """Removes temporary files of `atomic_writer` whose writers are dead, here and one level below."""
+  directory = pathlib.Path(directory)
+  for path in [*directory.glob(f'.*{_TEMPORARY}*'), *directory.glob(f'*/.*{_TEMPORARY}*')]:
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      path.unlink()
+
+
+def reason(error: OSError | ValueError) -> str:
+  """What the system says of an error, without the path."""
+  return getattr(error, 'strerror', None) or str(error)
+
+
+def parse_json(content: str | bytes) -> Any:
+  """A value from JSON, of which NaN and infinity are no part; raises ValueError, RecursionError."""
+  return json.loads(content, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> None:
+  raise ValueError(f'{name} is not JSON')
