@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# oneDNN's operations are compiled at first use; where there is no compiler, one comes as a wheel (101 MB).
+COMPILER = [ "$$(uname -sm)" != "Linux x86_64" ] || command -v g++ > /dev/null || command -v clang++ > /dev/null || $(BIN)/python -m pip install --quiet ziglang
 
 .PHONY: train test lint clean
 
@@ -21,10 +23,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(COMPILER)
 	touch $@
 
 $(VENV)/.installed-test: setup.cfg constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(COMPILER)
 	touch $@ $(VENV)/.installed
 
 clean:  ## removes the environment, not the runs

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fmnist_jax import backend, command
+from fmnist_jax import command, machine
 from fmnist_jax import config as config_lib
 from fmnist_jax.interrupt import Interrupt
 
-backend.prepare_environment()  # Scripts import this before anything that imports jax.
+machine.prepare_environment()  # Scripts import this before anything that imports jax.
 
 BEGIN, END = '<!-- numbers: begin -->', '<!-- numbers: end -->'
 QUICK = {'train.epochs': 1, 'data.train_examples': 3000, 'data.validation_examples': 500,
@@ -49,15 +49,17 @@ class Experiment:
 
   def population(self, name: str, config: config_lib.Config, data_dir: str = '') -> pathlib.Path:
     """Trains a config with `--seeds` seeds, or goes on; returns the population's directory."""
-    from fmnist_jax import population
+    from fmnist_jax.population import train as population
     seeds = self.args.seeds
     changes = dict(QUICK) if self.args.quick else {}
     changes['data.data_dir'] = data_dir or self.args.data_dir or config.data.data_dir
     directory = self.runs / f'{name}_x{seeds}'
     print(f'-- {directory}', flush=True)
+    machine.setup(deterministic=config.train.deterministic,
+                  compile_cache=config.train.compile_cache)
     with self.clock(directory.name, stopped=(directory / 'population.json').exists()) as seconds:
       population.train_population(config_lib.replace(config, changes), directory, seeds=seeds,
-                                  interrupt=self.interrupt)
+                                  signals=self.interrupt)
       self.seconds[directory.name] = seconds()
     return directory
 
@@ -65,7 +67,7 @@ class Experiment:
            pictures: Mapping[str, bytes] | None = None) -> None:
     """Writes results.json and pictures, puts `text` between the marks of README.md, and the first
     table of it into the results page."""
-    from fmnist_jax import files
+    from fmnist_jax.storage import files
     self.output.mkdir(parents=True, exist_ok=True)
     for name, content in (pictures or {}).items():
       files.write_bytes(self.output / name, content)
@@ -125,7 +127,7 @@ def means(experiment: Experiment, one: Mapping[str, Any]) -> str:
   """
   drawn = ' SYNTHETIC' if one['synthetic'] else ''
   return (f'Means over {experiment.args.seeds} seeds with 95 % intervals (t), on '
-          f'{one["examples"]:,}{drawn} {one["split"]} images. {machine(one)}.')
+          f'{one["examples"]:,}{drawn} {one["split"]} images. {where(one)}.')
 
 
 def gather() -> str:
@@ -154,7 +156,7 @@ def gather() -> str:
   return text
 
 
-def machine(results: Mapping[str, Any]) -> str:
+def where(results: Mapping[str, Any]) -> str:
   """What it ran on, from a results.json or population.json."""
   return f'{results["device"]}, jax {results["versions"]["jax"]}'
 

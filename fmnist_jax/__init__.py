@@ -11,16 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from fmnist_jax.config import Config
-  from fmnist_jax.evaluate import evaluate_run
-  from fmnist_jax.run import Run, load_run
+  from fmnist_jax.data import Augmentation, Dataset, DataSource
+  from fmnist_jax.evaluation import evaluate_run
+  from fmnist_jax.losses import Loss
+  from fmnist_jax.models import Compute, Model
+  from fmnist_jax.optimizers import Horizon, Optimizer, Schedule
+  from fmnist_jax.population.train import train_population
+  from fmnist_jax.settings import setting
   from fmnist_jax.train import train_and_evaluate
+  from fmnist_jax.trained_model import TrainedModel, load_run
 
-_HOME = {'Config': 'config', 'Run': 'run', 'evaluate_run': 'evaluate', 'load_run': 'run',
-         'train_and_evaluate': 'train'}
-_MODULES = ('checkpoint', 'config', 'config_file', 'data', 'errors', 'evaluate', 'metrics',
-            'models', 'ops', 'optim', 'report', 'step')
+_HOME = {
+    'Augmentation': 'data', 'Compute': 'models', 'Config': 'config', 'DataSource': 'data',
+    'Dataset': 'data', 'Horizon': 'optimizers', 'Loss': 'losses', 'Model': 'models',
+    'Optimizer': 'optimizers', 'Schedule': 'optimizers', 'TrainedModel': 'trained_model',
+    'evaluate_run': 'evaluation', 'load_run': 'trained_model', 'setting': 'settings',
+    'train_and_evaluate': 'train', 'train_population': 'population.train'}
+_MODULES = ('config', 'config_file', 'data', 'errors', 'interrupt', 'losses', 'machine', 'metrics',
+            'models', 'ops', 'optimizers', 'report', 'settings', 'step')
 
-__all__ = ['Config', 'Run', 'evaluate_run', 'load_run', 'train_and_evaluate']
+__all__ = [
+    'Augmentation', 'Compute', 'Config', 'DataSource', 'Dataset', 'Horizon', 'Loss', 'Model',
+    'Optimizer', 'Schedule', 'TrainedModel', 'evaluate_run', 'load_run', 'setting',
+    'train_and_evaluate', 'train_population']
 
 
 def __getattr__(name: str) -> Any:

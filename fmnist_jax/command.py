@@ -1,6 +1,6 @@
-"""What every entry point does with signals, a user's mistakes and overrides of a config.
+"""What every entry point does with signals, a user's mistakes, and arguments that several have.
 
-This module imports neither jax nor anything that does.
+Nothing that imports jax is imported before signals are watched: see `run`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from fmnist_jax import machine
 from fmnist_jax.errors import ConfigError, UserError
 from fmnist_jax.interrupt import Interrupt, Interrupted
+
+if TYPE_CHECKING:
+  from fmnist_jax.config import Config
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
-  """Calls `main` with signals watched, then exits.
+  """Calls `main` with signals watched and the environment prepared for jax, then exits.
 
   The exit code is 0, 1 after a `UserError`, whose sentence is printed, or 128 + a signal's number,
   SIGPIPE's where the reader of our output has left.
@@ -40,6 +44,7 @@ def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
   if isinstance(sys.stdout, io.TextIOWrapper):
     # Paths may hold bytes that are no characters; a run must not fail on printing them.
     sys.stdout.reconfigure(errors='backslashreplace')
+  machine.prepare_environment()
   try:
     with Interrupt(leave=leave) as interrupt:
       main(interrupt)
@@ -82,3 +87,28 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
       override = f'{override}={value}'
     overrides.append(override)
   return rest, overrides
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, workdir: str) -> None:
+  """The arguments that say what is trained, and where; `workdir` explains the default directory."""
+  parser.add_argument('--config', default='configs/cnn.py', metavar='FILE',
+                      help='config file: a path, the name of a shipped one such as mlp, or the '
+                      'config.json of a run (default: %(default)s)')
+  add_import_argument(parser)
+  parser.add_argument('--workdir', metavar='DIR', help=workdir)
+  parser.add_argument('--config.SECTION.FIELD', metavar='VALUE', dest='_',
+                      help='overrides a field of the config; see fmnist_jax.main --help')
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+  """`--import`, for models and other parts of one's own that a config.json names."""
+  parser.add_argument('--import', action='append', default=[], metavar='MODULE', dest='imports',
+                      help='a module or .py file to import first, which defines parts of your own '
+                      'that a config.json names; may be given several times')
+
+
+def load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Config:
+  """The config that the arguments of `add_config_arguments` name."""
+  from fmnist_jax import config_file
+  config_file.import_parts(args.imports)
+  return config_file.load(args.config, overrides)

@@ -1,23 +1,28 @@
 """Config files, and overrides from the command line.
 
-A config file is Python with a function `get_config()` that returns a `fmnist_jax.config.Config`.
-An override is `SECTION.FIELD=VALUE`; where a section comes in several kinds, `optim=SGD` swaps it
-for another kind with its defaults, so put it before overrides of that kind's fields.
+A config file is Python with a function `get_config()` that returns a `fmnist_jax.Config`, or the
+config.json of a run. An override is `SECTION.FIELD=VALUE`; where a section comes in several kinds,
+`optim=SGD` swaps it for another kind with its defaults, so put it before overrides of that kind's
+fields.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import importlib
+import importlib.util
 import os
 import pathlib
-import runpy
+import sys
 import textwrap
 import traceback
+import types
 from collections.abc import Iterable
 from typing import Any
 
 from fmnist_jax import config as config_lib
+from fmnist_jax import settings
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.storage import files
 
 
 def find(path: str) -> pathlib.Path:
@@ -50,12 +55,81 @@ def load(path: str, overrides: Iterable[str] = ()) -> config_lib.Config:
     ConfigError: one sentence on what is wrong and where.
   """
   file = find(path)
+  config = _saved(file) if file.suffix == '.json' else _written(file)
+  # A first look, so that overrides meet a well-formed config; they may be what makes it valid.
+  if isinstance(config, config_lib.Config):
+    for override in overrides:
+      config = settings.override(config, override)
+  return config_lib.validate(config)
+
+
+def default_name(path: str) -> str:
+  """What a run of this config is called: after the file, or after the run that a .json is of."""
+  given = pathlib.Path(path)
+  return given.resolve().parent.name if given.suffix == '.json' else given.stem
+
+
+def _saved(file: pathlib.Path) -> Any:
+  return settings.from_json(config_lib.Config, files.read_json(file))
+
+
+def _written(file: pathlib.Path) -> Any:
+  get_config = vars(module(file)).get('get_config')
+  if not callable(get_config):
+    raise ConfigError(f'{file} has no function get_config(); it must return a fmnist_jax.Config.')
+  return _guarded(file, get_config)
+
+
+_ours: set[str] = set()  # Modules that `module` made, and may make again.
+
+
+def module(file: pathlib.Path) -> types.ModuleType:
+  """Runs a Python file as the module that it would be imported as.
+
+  The sections that it defines can then be named in config.json, as 'lab.mixer:Mixer'. What has
+  been imported already is taken as it is.
+
+  Raises:
+    ConfigError: with the line, for whatever it raises; when another module has its name.
+  """
+  name = _module_name(file)
+  spec = importlib.util.spec_from_file_location(name, file)
+  if spec is None or spec.loader is None:
+    raise ConfigError(f'{file} is no Python file; give a .py, or the config.json of a run.')
+  loader, made = spec.loader, importlib.util.module_from_spec(spec)
+  if '.' in name:
+    _guarded(file, lambda: importlib.import_module(name.rpartition('.')[0]))
+  before = sys.modules.get(name)
+  if before is not None and name not in _ours:
+    if pathlib.Path(getattr(before, '__file__', None) or name).resolve() == file.resolve():
+      return before
+    raise ConfigError(f'{file} would be the module {name}, which is another; rename the file.')
+  sys.modules[name] = made  # Dataclasses look for their module while they are made.
   try:
-    get_config = runpy.run_path(str(file)).get('get_config')
-    if not callable(get_config):
-      raise ConfigError(f'{file} has no function get_config(); it must return a '
-                        'fmnist_jax.config.Config.')
-    config = get_config()
+    _guarded(file, lambda: loader.exec_module(made))
+  except BaseException:
+    del sys.modules[name]
+    raise
+  _ours.add(name)
+  return made
+
+
+def _module_name(file: pathlib.Path) -> str:
+  """The dotted name by which Python would import a file; outside its path, the file's own name."""
+  path = file.resolve()
+  for folder in sys.path:
+    root = pathlib.Path(folder or '.').resolve()
+    if root in path.parents:
+      parts = path.relative_to(root).with_suffix('').parts
+      if all(part.isidentifier() for part in parts):
+        return '.'.join(parts)
+  return path.stem
+
+
+def _guarded(file: pathlib.Path, action: Any) -> Any:
+  """Runs somebody's code; what it raises becomes one sentence with the line of the file."""
+  try:
+    return action()
   except ConfigError:
     raise
   except (Exception, SystemExit) as error:
@@ -63,90 +137,42 @@ def load(path: str, overrides: Iterable[str] = ()) -> config_lib.Config:
     line = frames[-1].lineno if frames else getattr(error, 'lineno', None)
     raise ConfigError(f'{file}{f", line {line}" if line else ""}: {type(error).__name__}: '
                       f'{error}.') from error
-  # A first look, so that overrides meet a well-formed config; they may be what makes it valid.
-  if not isinstance(config, config_lib.Config):
-    return config_lib.validate(config)
-  for override in overrides:
-    config = _apply(config, override)
-  return config_lib.validate(config)
 
 
-def _apply(config: config_lib.Config, override: str) -> config_lib.Config:
-  name, equals, text = override.partition('=')
-  if not equals:
-    raise ConfigError(f'{config_lib.shown(name)} needs a value: --config.FIELD=VALUE.')
-  *sections, last = name.split('.')
-  parents: list[Any] = [config]
-  for depth, section in enumerate(sections):
-    # Fields alone: every object has attributes such as __class__.
-    fields = [field.name for field in dataclasses.fields(parents[-1])]
-    parents.append(getattr(parents[-1], section) if section in fields else None)
-    if not dataclasses.is_dataclass(parents[-1]):
-      raise ConfigError(_unknown(config, name, depth))
-  value: Any
-  owner = parents[-1]
-  hints = {field.name: field for field in dataclasses.fields(owner)}
-  if last not in hints:
-    raise ConfigError(_unknown(config, name, len(sections)))
-  if dataclasses.is_dataclass(getattr(owner, last)):
-    kinds = {kind.__name__: kind for kind in config_lib.section_types(type(owner), last)}
-    if text not in kinds or len(kinds) == 1:
-      known = [f'{name}.{field.name}' for field in dataclasses.fields(getattr(owner, last))]
-      ways = f'choose one of {", ".join(kinds)}, or ' if len(kinds) > 1 else ''
-      raise ConfigError(f'{name}={config_lib.shown(text)}: {name} is a section; {ways}set '
-                        f'one of its fields: {", ".join(known)}.')
-    value = kinds[text]()
-  else:
-    value = parse(name, text, str(hints[last].type))
-  for section, parent in zip(reversed([*sections, last]), reversed(parents)):
-    value = dataclasses.replace(parent, **{section: value})
-  return value
-
-
-def _unknown(config: config_lib.Config, name: str, depth: int) -> str:
-  known = [leaf for leaf, _, _ in config_lib.leaves(config)]
-  for kind in ('model', 'optim'):
-    if name.startswith(f'{kind}.') and depth:
-      chosen = type(getattr(config, kind)).__name__
-      return f'{config_lib.unknown_field(name, known)} This config has {kind}={chosen}.'
-  return config_lib.unknown_field(name, known)
-
-
-def parse(name: str, text: str, kind: str) -> Any:
-  """The value that `text` stands for in a field of type `kind`, e.g. 'float', 'tuple[int, ...]'.
+def import_parts(names: Iterable[str]) -> None:
+  """Makes sections of one's own known: modules by name, or files.
 
   Raises:
-    ConfigError: when it is not of that type.
+    ConfigError: when one cannot be imported.
   """
-  if kind.startswith('tuple['):
-    inner = kind.removeprefix('tuple[').split(',')[0]
-    entries = text.strip().removeprefix('(').removesuffix(')').split(',')
-    return tuple(parse(name, entry.strip(), inner) for entry in entries if entry.strip())
-  if kind == 'str':
-    return text
-  if kind == 'bool':
-    if text.lower() in ('true', 'false'):
-      return text.lower() == 'true'
-    raise ConfigError(f'{name} is {config_lib.shown(text)}; it must be true or false.')
-  try:
-    return {'int': int, 'float': float}[kind](text)
-  except ValueError:
-    words = {'int': 'a whole number', 'float': 'a number'}[kind]
-    raise ConfigError(f'{name} is {config_lib.shown(text)}; it must be {words}.') from None
+  for name in names:
+    if name.endswith('.py') or os.sep in name:
+      module(find(name))
+      continue
+    try:
+      importlib.import_module(name)
+    except Exception as error:
+      raise ConfigError(f'The module {name} cannot be imported ({type(error).__name__}: {error}); '
+                        'run from the folder that holds it, or set PYTHONPATH.') from error
 
 
 def describe(config: config_lib.Config) -> str:
   """Every field with its value and meaning, one a line, for `--help`."""
   lines = []
+  fill = lambda text: textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
   for name, value, field in config_lib.leaves(config):
-    choices = ', '.join(field.metadata['choices'])
-    text = field.metadata['help'] + (f' [{choices}]' if choices else '')
+    choices = ', '.join(field.limits.choices)
+    text = field.limits.help + (f' [{choices}]' if choices else '')
     shown = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
-    lines.append(f'  --config.{name}={shown or "()" if isinstance(value, tuple) else shown}\n'
-                 + textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6))
-  for name in ('model', 'optim', 'optim.schedule'):
-    owner, section = (config, name) if '.' not in name else (config.optim, 'schedule')
-    kinds = config_lib.section_types(type(owner), section)
-    lines.append(f'  --config.{name}={type(getattr(owner, section)).__name__}\n'
-                 f'      kind, reset to its defaults [{", ".join(k.__name__ for k in kinds)}]')
+    lines.append(f'  --config.{name}={shown or "()" if isinstance(value, tuple) else shown}')
+    if text:
+      lines.append(fill(text))
+  augment = ','.join(type(entry).__name__ for entry in config.data.augment)
+  lines.append(f'  --config.data.augment={augment or "()"}')
+  lines.append(fill('one after another, each with its defaults '
+                    f'[{settings.names(config_lib.Augmentation)}]'))
+  for name, base, section in settings.sections(config):
+    if type(section) is not base and not name[-1].isdecimal():
+      lines.append(f'  --config.{name}={settings.kind_name(type(section))}')
+      lines.append(fill(f'kind, reset to its defaults [{settings.names(base)}]'))
   return '\n'.join(lines)

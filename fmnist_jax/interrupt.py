@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 # How long a signal may wait, outside `deferred`, for a C call such as a compilation to return.
 GRACE_SECONDS = 10.0
@@ -37,6 +38,32 @@ class Interrupted(BaseException):
     super().__init__(f'Interrupted by {signal.Signals(signum).name}.')
     self.signum = int(signum)
     self.exit_code = 128 + self.signum
+
+
+class Signals(Protocol):
+  """What a run polls: `Interrupt`, or what stands in for it."""
+
+  @property
+  def requested(self) -> int | None:
+    """Number of the first signal received, or None."""
+
+  def check(self) -> None:
+    """Raises `Interrupted` if a signal has been received."""
+
+  def deferred(self) -> contextlib.AbstractContextManager[None]:
+    """While inside, signals wait to be polled."""
+
+
+class Unwatched:
+  """Leaves signals to the program: nothing is received here."""
+  requested: int | None = None
+
+  def check(self) -> None:
+    """Does nothing."""
+
+  def deferred(self) -> contextlib.AbstractContextManager[None]:
+    """Does nothing."""
+    return contextlib.nullcontext()
 
 
 class Interrupt:

@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from fmnist_jax import command, config_file
+from fmnist_jax import command
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.interrupt import Interrupt
 
@@ -23,37 +23,41 @@ one stopped, to the same result."""
 Place = tuple[str, int | None, int | None]
 
 
-def parse(argv: Sequence[str]) -> tuple[str, pathlib.Path, list[str], Place | None]:
-  """Config file, work directory, overrides and place among processes; prints help when asked to."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], Place | None]:
+  """Arguments, overrides and place among processes; prints help when asked to.
+
+  The work directory has its default.
+  """
   rest, overrides = command.split_overrides(argv)
   parser = command.Parser(
       prog='python -m fmnist_jax.main', description=_DESCRIPTION, add_help=False,
       allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--config', default='configs/cnn.py', metavar='FILE',
-                      help='config file: a path, or the name of a shipped one such as mlp '
-                      '(default: %(default)s)')
-  parser.add_argument('--workdir', metavar='DIR', help='where everything is written; a run found '
-                      'there is continued (default: runs/<name of the config file>)')
+  command.add_config_arguments(
+      parser, 'where everything is written; a run found there is continued (default: runs/<name '
+      'of the config file>)')
   parser.add_argument('--coordinator', metavar='HOST:PORT', help='of process 0, where several '
                       'processes share the run; auto: jax finds it, --processes and --process out '
                       'by itself (TPU pods, SLURM, Open MPI, Kubernetes)')
   parser.add_argument('--processes', metavar='N', help='how many processes share the run')
   parser.add_argument('--process', metavar='I', help='which of them this is: 0 to N - 1')
-  parser.add_argument('--config.SECTION.FIELD', metavar='VALUE', dest='_',
-                      help='overrides a field of the config; all of them follow')
   parser.add_argument('-h', '--help', action='store_true', help='shows this and every field')
   args, unknown = parser.parse_known_args(rest)
   if args.help:
+    from fmnist_jax import config_file
+    config = command.load_config(args, overrides)
     parser.print_help()
     print(f'\nfields of {args.config}, with their values:\n')
-    print(config_file.describe(config_file.load(args.config, overrides)))
+    print(config_file.describe(config))
     sys.exit(0)
   if unknown:
     raise ConfigError(f'There is no option {unknown[0]}; the options are --config, --workdir, '
-                      '--coordinator, --processes, --process and --config.SECTION.FIELD=VALUE (see '
-                      '--help).')
-  workdir = pathlib.Path(args.workdir or pathlib.Path('runs') / pathlib.Path(args.config).stem)
-  return args.config, workdir, overrides, _place(args.coordinator, args.processes, args.process)
+                      '--import, --coordinator, --processes, --process and '
+                      '--config.SECTION.FIELD=VALUE (see --help).')
+  place = _place(args.coordinator, args.processes, args.process)
+  from fmnist_jax import config_file
+  args.workdir = pathlib.Path(
+      args.workdir or pathlib.Path('runs') / config_file.default_name(args.config))
+  return args, overrides, place
 
 
 def _place(coordinator: str | None, processes: str | None, process: str | None) -> Place | None:
@@ -73,19 +77,19 @@ def _place(coordinator: str | None, processes: str | None, process: str | None) 
   return coordinator, number, index  # type: ignore[return-value]
 
 
-def main(interrupt: Interrupt) -> None:
+def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   """Reads the command line and runs it."""
-  file, workdir, overrides, place = parse(sys.argv[1:])
-  load = lambda: config_file.load(file, overrides)
+  args, overrides, place = parse(sys.argv[1:] if argv is None else argv)
+  load = lambda: command.load_config(args, overrides)
   config = None if place else load()
-  from fmnist_jax import backend
-  backend.prepare_environment()
-  from fmnist_jax import processes, train
+  from fmnist_jax import machine, processes, train
   if place:
     processes.start(*place)
   with processes.leaving():
     config = config or processes.together(load)
-    train.train_and_evaluate(config, workdir, interrupt=interrupt)
+    processes.together(lambda: machine.setup(deterministic=config.train.deterministic,
+                                             compile_cache=config.train.compile_cache))
+    train.train_and_evaluate(config, args.workdir, signals=interrupt)
 
 
 if __name__ == '__main__':

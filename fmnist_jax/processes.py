@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmnist_jax import errors
 from fmnist_jax.errors import BackendError, UserError
-from fmnist_jax.interrupt import Interrupt, Interrupted
+from fmnist_jax.interrupt import Interrupted, Signals
 
 PyTree = Any
 T = TypeVar('T')
@@ -148,18 +148,23 @@ class Late:
 
 
 class Agreed:
-  """`Interrupt` for several processes: a signal to one of them stops all at the same poll.
+  """Signals for several processes: a signal to one of them stops all at the same poll.
 
   Signals are acted on inside `deferred` alone, which a whole run is.
   """
 
-  def __init__(self, interrupt: Interrupt):
+  def __init__(self, signals: Signals):
     """Args: this process's own."""
-    self._interrupt, self._late, self._inside = interrupt, Late(), False
+    self._signals, self._late, self._inside = signals, Late(), False
+
+  @property
+  def requested(self) -> int | None:
+    """Number of the first signal that this process received, or None."""
+    return self._signals.requested
 
   def check(self) -> None:
     """Raises `Interrupted` if any process had received a signal at the last poll."""
-    self._leave(self._late(self._interrupt.requested or 0))
+    self._leave(self._late(self._signals.requested or 0))
 
   @contextlib.contextmanager
   def deferred(self) -> Iterator[None]:
@@ -167,12 +172,12 @@ class Agreed:
     if self._inside:
       yield
       return
-    with self._interrupt.deferred():
+    with self._signals.deferred():
       self._inside = True
       try:
-        self._leave(largest_of_all(self._interrupt.requested or 0))
+        self._leave(largest_of_all(self._signals.requested or 0))
         yield
-        self._leave(largest_of_all(self._interrupt.requested or 0))
+        self._leave(largest_of_all(self._signals.requested or 0))
       finally:
         self._inside = False
 

@@ -11,22 +11,41 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from fmnist_jax import models, processes
+
+
+def introduction(config: Any, dataset: Any, device: str, members: str = '') -> str:
+  """What is about to be trained: data, devices, and a table of the layers.
+
+  Args:
+    config: with nothing left to 'auto'.
+    dataset: dealt out.
+    device: in words.
+    members: how many there are, in words, where there are several.
+  """
+  validation = len(dataset.validation) if dataset.validation else 0
+  module = models.build(config.model, dataset.num_classes, models.Compute())
+  return (f'{dataset.name}: {len(dataset.train):,} training, {validation:,} validation examples, '
+          f'{config.data.residency}; {members}{device}, {config.train.precision}, '
+          f'{config.train.operations} operations\n{architecture(module, dataset.image_shape)}')
+
 
 def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
   """A table of the layers of a module: name, output shape, number of parameters.
 
   Args:
-    module: one of `models`.
+    module: built with `models.Compute()`, whose layers do one thing each.
     image_shape: (H, W, C).
   """
-  # The fast form keeps images in another order of axes, which no reader expects.
-  module = module.clone(implementation='native')
-  rows: list[tuple[str, tuple[int, ...], int]] = [('input', image_shape, 0)]
+  rows: list[tuple[str, tuple[int, ...], int]] = []
 
   def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    first = len(rows)
     output = call(*args, **kwargs)
-    # What returns its input as it is, such as dropout at rate 0, is not there.
-    if context.method_name == '__call__' and context.module.path and output is not args[0]:
+    # What holds other layers has said it all; what returns its input as it is, such as dropout at
+    # rate 0, is not there.
+    if (context.method_name == '__call__' and context.module.path and len(rows) == first
+        and hasattr(output, 'shape') and not (args and output is args[0])):
       own = context.module.variables.get('params', {})
       rows.append(('/'.join(context.module.path), output.shape[1:],
                    sum(leaf.size for leaf in jax.tree.leaves(own))))
@@ -38,6 +57,7 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
 
   params = jax.eval_shape(trace, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  rows = [('input', image_shape, 0), *rows]
   width = max(len(name) for name, _, _ in rows) + 2
   lines = [f'{"layer":<{width}}{"output":<14}{"parameters":>12}']
   lines += [f'{name:<{width}}{" x ".join(map(str, shape)):<14}{f"{count:,}" if count else "":>12}'
@@ -58,18 +78,18 @@ def epoch_line(record: Mapping[str, Any], epochs: int, best: bool) -> str:
   return text + ('  best' if best else '')
 
 
-class Display:
-  """A progress bar on a terminal, one line an epoch elsewhere.
+class Console:
+  """A progress bar on a terminal, one line an epoch elsewhere; silent but in process 0.
 
   Used as a context, so that the bar is closed whatever happens.
   """
 
-  def __init__(self, stream: TextIO | None = None, *, silent: bool = False):
-    """Args: `stream` is where to write, standard output by default, unless `silent`."""
-    self._stream = None if silent else stream or sys.stdout
+  def __init__(self, stream: TextIO | None = None):
+    """Args: `stream` is where to write, standard output by default."""
+    self._stream = (stream or sys.stdout) if processes.is_primary() else None
     self._bar: tqdm | None = None
 
-  def __enter__(self) -> Display:
+  def __enter__(self) -> Console:
     return self
 
   def __exit__(self, *_: object) -> None:
@@ -91,6 +111,8 @@ class Display:
 
   def start(self, total_steps: int, done: int) -> None:
     """Shows the bar, where the stream is a terminal."""
+    if self._bar is not None:
+      self._bar.close()
     if self._stream is not None and self._stream.isatty():
       self._bar = tqdm(total=total_steps, initial=done, unit='step', file=self._stream,
                        dynamic_ncols=True, smoothing=0.1,

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fmnist_jax import machine
 from fmnist_jax.errors import ConfigError
 
 DATA_AXIS = 'data'
@@ -122,3 +123,12 @@ def platform(mesh: Mesh) -> str:
 def padded(count: int, multiple: int) -> int:
   """The smallest multiple of `multiple` that is at least `count`."""
   return math.ceil(count / multiple) * multiple
+
+
+def device_name(mesh: Mesh) -> str:
+  """The devices in words, e.g. '4 x cpu (AMD EPYC 7B13)'."""
+  device = mesh.devices.flat[0]
+  name = device.device_kind
+  if device.platform == 'cpu':
+    name = machine.cpu_name()
+  return f'{mesh.size} x {device.platform} ({name})'

@@ -1,7 +1,8 @@
 """One training step and one evaluation step: pure functions of arrays.
 
 Nothing here knows of configs, files or devices. Any Flax module that is called as
-`module.apply(variables, images, train=bool)` and any optax transformation will do.
+`module.apply(variables, images, train=bool)`, with collections and RNGs of any names, any optax
+transformation and any loss will do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 # Streams of randomness within a step: each gets a key of its own.
-DROPOUT, AUGMENT = 0, 1
+DROPOUT, AUGMENT, NOISE = 0, 1, 2
 
 Apply = Callable[..., Any]
 
@@ -39,9 +40,13 @@ class TrainState(flax.struct.PyTreeNode):
   ema: Any
 
   def step_key(self, stream: int) -> jax.Array:
-    """The typed key of this step for one stream, `DROPOUT` or `AUGMENT`."""
+    """The typed key of this step for one stream, such as `DROPOUT`."""
     root = jax.random.wrap_key_data(self.key, impl='threefry2x32')
     return jax.random.fold_in(jax.random.fold_in(root, self.step), stream)
+
+  def rngs(self) -> dict[str, jax.Array]:
+    """This step's keys for a module: Flax takes that of 'params' for every name not given."""
+    return {'dropout': self.step_key(DROPOUT), 'params': self.step_key(NOISE)}
 
   def variables(self) -> dict[str, Any]:
     """What to evaluate with: the moving averages where they are kept, else the weights."""
@@ -94,31 +99,28 @@ def init_state(module: Any, tx: optax.GradientTransformation, key: jax.Array,
                     model_state=variables, opt_state=tx.init(params), ema=averages)
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array,
-                  label_smoothing: float | jax.Array = 0.0) -> jax.Array:
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """Softmax cross-entropy of each example, nats.
 
   Args:
     logits: [B, K].
-    labels: int [B].
-    label_smoothing: share of the target that is spread evenly over all K classes
-      (arXiv:1512.00567).
+    targets: class probabilities, [B, K].
 
   Returns:
     float32 [B].
   """
-  log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
-  # A masked sum, whose gradient is elementwise, where take_along_axis would scatter.
-  hot = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)[None, :]
-  loss = -jnp.sum(jnp.where(hot, log_probabilities, 0.0), axis=-1)
-  even = -jnp.mean(log_probabilities, axis=-1)
-  return (1.0 - label_smoothing) * loss + label_smoothing * even
+  return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
 def _average(ema: Any, new: Any, decay: float | jax.Array, step: jax.Array) -> Any:
   # A short memory at first, so that the random start is soon forgotten.
   decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-  return jax.tree.map(lambda old, value: decay * old + (1.0 - decay) * value, ema, new)
+  def average(old: jax.Array, value: jax.Array) -> jax.Array:
+    # Counters and the like have no mean.
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    return decay * old + (1.0 - decay) * value if floating else value
+
+  return jax.tree.map(average, ema, new)
 
 
 def _finite(tree: Any) -> jax.Array:
@@ -134,19 +136,19 @@ def _finite(tree: Any) -> jax.Array:
   return jnp.isfinite(sum(total(leaf) for leaf in jax.tree.leaves(tree)))
 
 
-def train_step(state: TrainState, images: jax.Array, labels: jax.Array, *, apply: Apply,
-               tx: optax.GradientTransformation, label_smoothing: float | jax.Array = 0.0,
+def train_step(state: TrainState, images: jax.Array, targets: jax.Array, *, apply: Apply,
+               tx: optax.GradientTransformation, loss: Apply = cross_entropy,
                ema_decay: float | jax.Array = 0.0) -> tuple[TrainState, Sums]:
   """One step of gradient descent on the mean loss of a batch.
 
   Args:
     state: before the step.
     images: float [B, H, W, C], as the module wants them.
-    labels: int [B].
-    apply: `module.apply`, called with `train=True`, `rngs={'dropout': key}` and the collections
-      of `state.model_state` mutable.
+    targets: class probabilities, float [B, K]; one-hot where nothing mixes examples.
+    apply: `module.apply`, called with `train=True`, `state.rngs()` and the collections of
+      `state.model_state` mutable.
     tx: the optax transformation that `state.opt_state` belongs to.
-    label_smoothing: see `cross_entropy`.
+    loss: (logits, targets) -> the loss of each example, [B].
     ema_decay: of the moving averages; used if `state.ema` is kept.
 
   Returns:
@@ -156,21 +158,20 @@ def train_step(state: TrainState, images: jax.Array, labels: jax.Array, *, apply
 
   def loss_fn(params: Any) -> tuple[jax.Array, Any]:
     outputs = apply({'params': params, **state.model_state}, images, train=True,
-                    rngs={'dropout': state.step_key(DROPOUT)}, mutable=mutable)
+                    rngs=state.rngs(), mutable=mutable)
     logits, model_state = outputs
-    losses = cross_entropy(logits, labels, label_smoothing)
-    return jnp.mean(losses), (logits, dict(model_state))
+    return jnp.mean(loss(logits, targets)), (logits, dict(model_state))
 
-  (loss, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+  (mean, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:
     ema = _average(ema, {'params': params, 'model_state': model_state}, ema_decay, state.step)
-  finite = jnp.isfinite(loss) & _finite(grads)
-  sums = Sums(loss=loss * labels.shape[0],
-              correct=jnp.sum(jnp.argmax(logits, -1) == labels, dtype=jnp.int32),
-              count=jnp.full((), labels.shape[0], jnp.int32),
+  finite = jnp.isfinite(mean) & _finite(grads)
+  right = jnp.argmax(logits, -1) == jnp.argmax(targets, -1)
+  sums = Sums(loss=mean * len(targets), correct=jnp.sum(right, dtype=jnp.int32),
+              count=jnp.full((), len(targets), jnp.int32),
               bad_step=jnp.where(finite, -1, state.step))
   return state.replace(step=state.step + 1, params=params, model_state=model_state,
                        opt_state=opt_state, ema=ema), sums
@@ -188,7 +189,7 @@ def eval_step(variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Ar
     apply: `module.apply`.
   """
   logits = apply(variables, images, train=False)
-  losses = cross_entropy(logits, labels)
+  losses = cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
   return Sums(loss=jnp.sum(jnp.where(mask, losses, 0.0)),
               correct=jnp.sum(mask & (jnp.argmax(logits, -1) == labels), dtype=jnp.int32),
               count=jnp.sum(mask, dtype=jnp.int32), bad_step=jnp.full((), -1, jnp.int32))

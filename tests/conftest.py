@@ -27,4 +27,8 @@ os.environ['TFDS_DATA_DIR'] = os.path.join(_scratch, 'tfds')
 
 import jax  # noqa: E402
 
+from fmnist_jax import machine  # noqa: E402
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Tests compile the same programs again and again.
+machine.setup(deterministic=False, compile_cache=True)

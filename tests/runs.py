@@ -7,9 +7,20 @@ import pathlib
 import jax
 import numpy as np
 
-from fmnist_jax.config import CNN, SGD, Augment, Config, Data, OneCycle, Train
+from fmnist_jax.config import (
+    CNN,
+    SGD,
+    Affine,
+    Config,
+    CrossEntropy,
+    Data,
+    Flip,
+    OneCycle,
+    RandomErasing,
+    Train,
+)
 from fmnist_jax.interrupt import Interrupted
-from fmnist_jax.run import load_run
+from fmnist_jax.trained_model import load_run
 
 TIMES = ('seconds', 'images_per_second')
 
@@ -18,12 +29,14 @@ def full_config(**train):
   """A run with everything that has state: augmentation, dropout, BatchNorm, EMA, stopping."""
   return Config(
       data=Data(name='synthetic', train_examples=500, test_examples=90, validation_examples=100,
-                batch_size=20, augment=Augment(flip=0.5, shift=2, rotation=10, erasing=0.2)),
+                batch_size=20,
+                augment=(Flip(0.5), Affine(rotation=10, shift=2), RandomErasing(0.2))),
       model=CNN(channels=(4, 8), pool=(2, 2), batch_norm=True, dropout=(0.1, 0.2), dense=(16,),
                 dense_dropout=0.3),
+      loss=CrossEntropy(label_smoothing=0.1),
       optim=SGD(learning_rate=0.05, weight_decay=1e-3, clip_norm=1.0, schedule=OneCycle()),
       train=Train(**{'epochs': 4, 'steps_per_dispatch': 6, 'ema_decay': 0.9, 'devices': 1,
-                     'label_smoothing': 0.1, 'early_stopping_patience': 2, **train}))
+                     'early_stopping_patience': 2, **train}))
 
 
 class InterruptAt:

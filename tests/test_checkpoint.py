@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmnist_jax import checkpoint as checkpoint_lib
-from fmnist_jax import manifest as manifest_lib
-from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError
+from fmnist_jax.storage import checkpoint as checkpoint_lib
+from fmnist_jax.storage import manifest as manifest_lib
+from fmnist_jax.storage.checkpoint import Checkpoints
 
 ROOT = str(pathlib.Path(checkpoint_lib.__file__).parent.parent)
 Moments = collections.namedtuple('Moments', 'mu nu empty')
@@ -469,7 +469,7 @@ def start(code, *arguments):
 SAVE_FOR_EVER = """
 import sys
 import numpy as np
-from fmnist_jax.checkpoint import Checkpoints
+from fmnist_jax.storage.checkpoint import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 step = checkpoints.latest_good() or 0
 while True:
@@ -507,9 +507,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 jax.distributed.initialize(f'localhost:{sys.argv[2]}', 2, int(sys.argv[3]))
-from fmnist_jax import checkpoint
 from fmnist_jax import processes
 from fmnist_jax.errors import CheckpointError
+from fmnist_jax.storage import checkpoint
 assert processes.largest_of_all(15 * jax.process_index()) == 15
 late = processes.Late()
 assert [late(value * (1 + jax.process_index())) for value in (3, 0, 5, 0)] == [0, 6, 0, 10]

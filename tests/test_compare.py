@@ -8,6 +8,7 @@ import scipy.stats
 
 from fmnist_jax import compare, metrics
 from fmnist_jax.errors import ConfigError, WorkdirError
+from fmnist_jax.population import comparison
 
 CLASSES = [f'class {k}' for k in range(10)]
 
@@ -54,7 +55,7 @@ def rights(accuracies, size=400, seed=1):
 def test_the_table_holds_means_with_intervals(tmp_path, labels):
   a = write_population(tmp_path / 'a', labels, rights([0.8, 0.82, 0.84]), gap=0.03)
   b = write_population(tmp_path / 'b', labels, rights([0.9, 0.92, 0.91]))
-  found = compare.compare([a, b], tmp_path / 'out')
+  found = comparison.compare([a, b], tmp_path / 'out')
   first = found['systems'][0]
   low, high = scipy.stats.t.interval(0.95, 2, loc=0.82, scale=scipy.stats.sem([0.8, 0.82, 0.84]))
   assert first['accuracy']['mean'] == pytest.approx(0.82)
@@ -76,7 +77,7 @@ def test_differences_are_paired_over_seeds_and_over_images(tmp_path, labels):
     right[np.flatnonzero(~right)[:2]] = True
   a, b = (write_population(tmp_path / name, labels, lot)
           for name, lot in (('a', weak), ('b', strong)))
-  entry, = compare.compare([a, b], tmp_path / 'out')['differences']
+  entry, = comparison.compare([a, b], tmp_path / 'out')['differences']
   assert entry['over_seeds']['mean'] == pytest.approx(0.5)
   assert entry['over_seeds']['half_width'] == pytest.approx(0, abs=1e-9)
   per_image = 100 * (np.mean(strong, axis=0) - np.mean(weak, axis=0))
@@ -111,13 +112,13 @@ def interval(mean, half_width, values):
 ])
 def test_words(over_seeds, over_images, says):
   make = lambda values: None if values is None else interval(*values)
-  assert compare._words('a', 'b', make(over_seeds), make(over_images)) == says
+  assert comparison._words('a', 'b', make(over_seeds), make(over_images)) == says
 
 
 def test_seeds_are_paired_by_number(tmp_path, labels):
   a = write_population(tmp_path / 'a', labels, rights([0.5, 0.8, 0.9]), first_seed=0)
   b = write_population(tmp_path / 'b', labels, rights([0.8, 0.9, 0.5]), first_seed=1)
-  entry, = compare.compare([a, b], tmp_path / 'out')['differences']
+  entry, = comparison.compare([a, b], tmp_path / 'out')['differences']
   assert entry['seeds'] == [1, 2]
   assert entry['over_seeds']['mean'] == pytest.approx(0)
 
@@ -126,7 +127,7 @@ def test_seeds_are_paired_by_number(tmp_path, labels):
 def test_other_images_are_not_paired(tmp_path, labels, other):
   a = write_population(tmp_path / 'a', labels, rights([0.8, 0.82]))
   b = write_population(tmp_path / 'b', labels, rights([0.9, 0.91]), **other)
-  entry, = compare.compare([a, b], tmp_path / 'out')['differences']
+  entry, = comparison.compare([a, b], tmp_path / 'out')['differences']
   assert entry['over_images'] is None and entry['over_seeds'] is None
   assert 'different images' in entry['words']
 
@@ -137,7 +138,7 @@ def test_single_runs_and_settings_are_systems_too(tmp_path, labels, capsys):
   groups = [{'settings': {'optim.learning_rate': rate}, 'members': [f'seed-{k}']}
             for k, rate in enumerate((0.1, 0.2))]
   (population / 'population.json').write_text(json.dumps({'groups': groups}))
-  compare.main([str(tmp_path / 'one'), str(population), f'--output={tmp_path / "out"}'])
+  compare.main(None, [str(tmp_path / 'one'), str(population), f'--output={tmp_path / "out"}'])
   printed = capsys.readouterr().out
   for part in ('two optim.learning_rate=0.1', 'two optim.learning_rate=0.2', '80.00', 'one seed'):
     assert part in printed
@@ -146,13 +147,13 @@ def test_single_runs_and_settings_are_systems_too(tmp_path, labels, capsys):
 def test_what_cannot_be_compared_says_why(tmp_path, labels):
   a = write_population(tmp_path / 'a', labels, rights([0.8]))
   with pytest.raises(ConfigError, match=r'two or more'):
-    compare.compare([a], tmp_path / 'out')
+    comparison.compare([a], tmp_path / 'out')
   with pytest.raises(WorkdirError, match=r'nothing is not a finished run'):
-    compare.compare([a, tmp_path / 'nothing'], tmp_path / 'out')
+    comparison.compare([a, tmp_path / 'nothing'], tmp_path / 'out')
   (tmp_path / 'begun').mkdir()
   (tmp_path / 'begun' / 'plan.json').write_text('{}')
   with pytest.raises(WorkdirError, match=r'begun is a population that is not finished'):
-    compare.compare([a, tmp_path / 'begun'], tmp_path / 'out')
+    comparison.compare([a, tmp_path / 'begun'], tmp_path / 'out')
   (tmp_path / 'file').write_text('')
   with pytest.raises(WorkdirError, match=r'choose another --output'):
-    compare.compare([a, a], tmp_path / 'file')
+    comparison.compare([a, a], tmp_path / 'file')

@@ -8,7 +8,19 @@ import pytest
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import config_file
-from fmnist_jax.config import CNN, MLP, SGD, AdamW, Config, Cosine, Data, Step, Train
+from fmnist_jax.config import (
+    CNN,
+    MLP,
+    SGD,
+    AdamW,
+    Config,
+    Cosine,
+    Data,
+    Flip,
+    Shift,
+    Step,
+    Train,
+)
 from fmnist_jax.errors import ConfigError
 
 
@@ -31,7 +43,7 @@ def test_json_round_trip(config):
     (Config(model=CNN(pool=(2,))), 'model.pool has 1 entries for 2 blocks'),
     (Config(model=CNN(dropout=(0.5,))), 'model.dropout has 1 entries for 2 blocks'),
     (Config(model=CNN(channels=(8, 0))), r'model.channels\[1\] is 0'),
-    (Config(model=Train()), 'it must be one of MLP, CNN'),
+    (Config(model=Train()), 'it must be one of CNN, MLP.* or a dataclass of your own'),
     (Config(data=Data(name='cifar')), 'the path of a .npz'),
     (Config(data=Data(train_examples=100)), 'nothing is left to train on'),
     (Config(data=Data(validation_examples=0), train=Train(early_stopping_patience=1)),
@@ -87,11 +99,12 @@ GOOD = 'from fmnist_jax.config import *\ndef get_config():\n  return Config(mode
 def test_overrides_are_read_by_the_type_of_their_field(write):
   config = config_file.load(write(GOOD), [
       'train.epochs=7', 'optim.learning_rate=1', 'model.channels=(8, 16,32)', 'model.pool=2,2,0',
-      'model.batch_norm=True', 'model.dense=()', 'data.data_dir=/a=b', 'data.augment.flip=0.5',
+      'model.batch_norm=True', 'model.dense=()', 'data.data_dir=/a=b', 'data.augment=Shift, Flip',
+      'data.augment.1.probability=0.25',
       'optim.schedule=Step', 'optim.schedule.epochs=3,4.5'])
   assert config.train.epochs == 7 and config.optim.learning_rate == 1.0
   assert config.model == CNN(channels=(8, 16, 32), pool=(2, 2, 0), batch_norm=True, dense=())
-  assert config.data.data_dir == '/a=b' and config.data.augment.flip == 0.5
+  assert config.data.data_dir == '/a=b' and config.data.augment == (Shift(), Flip(0.25))
   assert config.optim.schedule == Step(epochs=(3.0, 4.5))
 
 
@@ -102,15 +115,16 @@ def test_a_section_can_be_swapped_for_another_kind(write):
 
 @pytest.mark.parametrize(('override', 'says'), [
     ('train.epoch=3', "did you mean 'train.epochs'"),
-    ('data.augment.flp=1', "did you mean 'data.augment.flip'"),
-    ('zzz=1', 'the sections are data, model, optim, train, evaluate'),
+    ('data.augment=Flp', 'choose among Flip, Shift, Affine, RandomErasing, MixUp, CutMix'),
+    ('data.augment.0.probability=1', 'There is no config field'),
+    ('zzz=1', 'the sections are data, model, loss, optim, train, evaluate'),
     ('model.hidden=3', 'This config has model=CNN'),
     ('train.epochs=many', "train.epochs is 'many'; it must be a whole number"),
     ('train.epochs=', 'it must be a whole number'),
     ('optim.learning_rate=None', 'it must be a number'),
     ('optim.learning_rate=inf', 'it must be a finite number'),
     ('train.deterministic=1', 'it must be true or false'),
-    ('optim=Lion', 'choose one of AdamW, Adam, SGD'),
+    ('optim=Lion', 'choose one of Adam, AdamW, SGD'),
     ('train=3', 'train is a section'),
     ('train.epochs', 'needs a value'),
 ])
@@ -122,7 +136,7 @@ def test_a_wrong_override_gets_one_sentence(write, override, says):
 
 @pytest.mark.parametrize(('text', 'says'), [
     ('x = 1\n', 'has no function get_config'),
-    ('def get_config():\n  return 3\n', 'must be a fmnist_jax.config.Config, not int'),
+    ('def get_config():\n  return 3\n', 'must be a fmnist_jax.Config, not int'),
     ('def get_config(:\n', 'line 1: SyntaxError'),
     ('import nothing_of_this_name\n', 'line 1: ModuleNotFoundError'),
     ('def get_config():\n  return 1 / 0\n', 'line 2: ZeroDivisionError'),
@@ -146,6 +160,6 @@ def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch):
 def test_every_field_is_explained():
   text = ' '.join(config_file.describe(Config()).split())
   for name, _, field in config_lib.leaves(Config()):
-    assert f'--config.{name}=' in text and field.metadata['help'] in text
+    assert f'--config.{name}=' in text and field.limits.help in text
   for section in dataclasses.fields(Config):
     assert section.name in text

@@ -10,7 +10,7 @@ import pytest
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import config_file, sharding, step
-from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax.programs import Programs, hyper_arrays
 from fmnist_jax.train import resolve
 
 FILES = sorted(path for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')

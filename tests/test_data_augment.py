@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmnist_jax import ops
-from fmnist_jax.config import Augment
-from fmnist_jax.data import augment
+from fmnist_jax import config as config_lib
+from fmnist_jax import data, ops
+from fmnist_jax.config import Affine, CutMix, Flip, MixUp, RandomErasing, Shift
+from fmnist_jax.data import augmentations as augment
 
 KEY = jax.random.key(0)
 
@@ -46,7 +47,7 @@ def test_shift_by_known_offsets(images):
 
 def test_shift_draws_every_offset_alike():
   spot = jnp.zeros((4000, 9, 9, 1)).at[:, 4, 4].set(1)
-  places = np.argwhere(np.asarray(augment.shift(KEY, spot, 2.0)))[:, 1:3] - 4
+  places = np.argwhere(np.asarray(Shift(2.0)(KEY, spot, None)[0]))[:, 1:3] - 4
   assert len(places) == 4000
   counts = np.bincount((places[:, 0] + 2) * 5 + places[:, 1] + 2, minlength=25)
   # 160 expected in each of 25 places; chi-squared with 24 degrees of freedom, 99.99 %.
@@ -108,9 +109,9 @@ def test_random_strengths_stay_within_bounds():
     xx, yy, xy = ((mass * term).sum((1, 2)) / total for term in (x * x, y * y, x * y))
     return np.rad2deg(np.arctan2(-2 * xy, xx - yy) / 2), np.sqrt(xx + yy)
 
-  angles, _ = measured(augment.rotation(KEY, bar, 30.0))
+  angles, _ = measured(Affine(rotation=30.0)(KEY, bar, None)[0])
   assert -30.5 < angles.min() < -28 and 28 < angles.max() < 30.5
-  _, sizes = measured(augment.zoom(KEY, bar, 0.2))
+  _, sizes = measured(Affine(rotation=0.0, zoom=0.2)(KEY, bar, None)[0])
   sizes = sizes / np.sqrt((np.arange(-12, 13)**2).mean())
   assert 0.78 < sizes.min() < 0.82 and 1.18 < sizes.max() < 1.22
 
@@ -141,52 +142,70 @@ def test_erasing_overwrites_one_rectangle_of_the_right_size():
   np.testing.assert_array_equal(augment.random_erasing(KEY, images, 0.0), images)
 
 
+def change(sequence, key, images, targets=None):
+  """The images that a sequence of augmentations makes."""
+  return data.augment(sequence, key, images, targets)[0]
+
+
 def test_nothing_switched_on_changes_nothing(images):
-  assert augment.augment(KEY, images, Augment()) is images
+  off = (Flip(0.0), Shift(0.0), Affine(0.0), RandomErasing(0.0), MixUp(0.0), CutMix(0.0))
+  assert change((), KEY, images) is images
+  assert change(off, KEY, images) is images
+
+
+FLIP, SHIFT, TURN = Flip(0.5), Shift(2.0), Affine(rotation=9.0)
 
 
 @pytest.mark.parametrize('shape', [(28, 28, 1), (7, 10, 1), (8, 8, 3)])
-@pytest.mark.parametrize('changes', [{'flip': 0.5}, {'shift': 2.0}, {'flip': 0.5, 'shift': 2.0},
-                                     {'flip': 0.5, 'rotation': 9.0}, {'flip': 1.0, 'erasing': 0.5}])
-def test_bytes_become_what_their_floats_become(shape, changes):
+@pytest.mark.parametrize('sequence', [
+    (FLIP,), (SHIFT,), (FLIP, SHIFT), (FLIP, TURN), (Flip(1.0), RandomErasing(0.5))])
+def test_bytes_become_what_their_floats_become(shape, sequence):
   images = np.random.default_rng(0).integers(0, 256, (32, *shape), np.uint8)
-  run = jax.jit(lambda images: augment.augment(KEY, images, Augment(**changes)))
+  run = jax.jit(lambda images: change(sequence, KEY, images))
   result = run(images)
-  assert result.dtype == (np.uint8 if changes.keys() <= {'flip', 'shift'} else np.float32)
+  assert result.dtype == (np.uint8 if {type(one) for one in sequence} <= {Flip, Shift}
+                          else np.float32)
   np.testing.assert_allclose(ops.pixels(result), run(ops.pixels(jnp.asarray(images))), atol=1e-6)
   assert (np.asarray(ops.pixels(result)) != np.asarray(ops.pixels(jnp.asarray(images)))).any()
 
 
-ALL = {'flip': 0.5, 'shift': 2.0, 'rotation': 10.0, 'zoom': 0.1, 'erasing': 0.5}
+ALL = (Flip(0.5), Affine(rotation=10.0, zoom=0.1, shift=2.0), RandomErasing(0.5))
+CASES = [(Flip(0.5),), (Shift(2.0),), (Affine(rotation=10.0),), (Affine(rotation=0.0, zoom=0.1),),
+         (Affine(rotation=0.0, shift=2.0),), (RandomErasing(0.5),), ALL]
 
 
-@pytest.mark.parametrize('name', [*ALL, 'all'])
-def test_strengths_may_be_traced(images, name):
-  config = Augment(**(ALL if name == 'all' else {name: ALL[name]}))
-  expected = jax.jit(lambda: augment.augment(KEY, images, config))()
+@pytest.mark.parametrize('sequence', CASES)
+def test_strengths_may_be_traced(images, sequence):
+  expected = jax.jit(lambda: change(sequence, KEY, images))()
   assert expected.shape == images.shape and expected.dtype == images.dtype
   assert (np.asarray(expected) != np.asarray(images)).any()
-  fields = ALL if name == 'all' else [name]
-  run = jax.jit(lambda strengths: augment.augment(KEY, images, Augment(**strengths)))
-  traced = run({field: jnp.float32(ALL[field]) for field in fields})
-  np.testing.assert_allclose(traced, expected, atol=1e-5)
+  whole = config_lib.Config(data=config_lib.Data(augment=sequence))
+  strengths = {name: value for name, value in config_lib.continuous(whole).items()
+               if name.startswith('data.')}
+  run = lambda strengths: change(config_lib.replace(whole, strengths).data.augment, KEY, images)
+  scaled = lambda by: {name: by * jnp.float32(value) for name, value in strengths.items()}
+  np.testing.assert_allclose(jax.jit(run)(scaled(1)), expected, atol=1e-5)
   # Traced zeros run the same program, and change nothing.
-  nothing = run({field: jnp.float32(0) for field in fields})
-  np.testing.assert_allclose(nothing, images, atol=1e-5)
-  if name == 'all':  # Members of a population differ.
-    members = jax.jit(jax.vmap(lambda strength: augment.augment(
-        KEY, images, Augment(**{field: strength * ALL[field] for field in ALL}))))(jnp.arange(2.0))
+  np.testing.assert_allclose(jax.jit(run)(scaled(0)), images, atol=1e-5)
+  if sequence == ALL:  # Members of a population differ.
+    members = jax.jit(jax.vmap(lambda by: run(scaled(by))))(jnp.arange(2.0))
     np.testing.assert_allclose(members[0], images, atol=1e-5)
     np.testing.assert_allclose(members[1], expected, atol=1e-5)
 
 
 def test_each_image_draws_for_itself_and_each_key_anew(images):
   same = jnp.broadcast_to(images[:1], (16, 28, 28, 2))
-  run = jax.jit(lambda key: augment.augment(key, same, Augment(**ALL)))
+  run = jax.jit(lambda key: change(ALL, key, same))
   results = [{image.tobytes() for image in np.asarray(run(key))}
              for key in (KEY, KEY, jax.random.key(2))]
   assert len(results[0]) == 16 and results[0] == results[1]
   assert not results[0] & results[2]
+
+
+def test_the_same_twice_in_a_sequence_draws_twice(images):
+  once, twice = (change((Flip(0.5),) * times, KEY, images) for times in (1, 2))
+  assert (np.asarray(once) != np.asarray(twice)).any()
+  assert (np.asarray(twice) != np.asarray(images)).any()
 
 
 @pytest.mark.parametrize('kind', ['floats', 'bytes'])
@@ -195,9 +214,62 @@ def test_a_divided_batch_gives_the_same_without_communication(images, kind):
     images = (images[..., :1] * 255).astype(jnp.uint8)
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  run = lambda images: augment.augment(KEY, images, Augment(**ALL))
+  run = lambda images: change((*ALL, Shift(1.0)), KEY, images)
   compiled = jax.jit(run, in_shardings=split, out_shardings=split).lower(images).compile()
   for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
     assert word not in compiled.as_text()
   np.testing.assert_allclose(compiled(jax.device_put(images, split)), jax.jit(run)(images),
                              atol=1e-6)
+
+
+# What mixes examples.
+
+@pytest.fixture(name='labelled')
+def _labelled():
+  """Images whose every pixel says which example it is, and one-hot targets."""
+  images = np.broadcast_to(np.arange(10, 18, dtype=np.uint8)[:, None, None, None], (8, 20, 12, 1))
+  return jnp.asarray(images), jnp.eye(8)
+
+
+@pytest.mark.parametrize('alpha', [0.2, 1.0])
+def test_mixup_mixes_images_and_targets_by_one_share(labelled, alpha):
+  images, targets = labelled
+  shares = []
+  for key in jax.random.split(KEY, 200):
+    mixed, soft = MixUp(alpha)(key, images, targets)
+    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
+    # An image is the mean of what its target says it is made of.
+    np.testing.assert_allclose(mixed[:, 3, 4, 0], soft @ np.arange(10, 18) / 255, atol=1e-6)
+    assert float(jnp.ptp(mixed, axis=(1, 2)).max()) < 1e-6
+    # Where an image is mixed with another, two targets share; all by the same number.
+    own = np.asarray(jnp.diagonal(soft))[np.asarray(soft.max(1)) < 1 - 1e-6]
+    assert len(own) == 0 or np.ptp(own) < 1e-6
+    shares += list(own[:1])
+  # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
+  assert abs(np.mean(shares) - 0.5) < 0.1
+  assert abs(np.var(shares) - 1 / (4 * (2 * alpha + 1))) < 0.04
+
+
+def test_cutmix_pastes_a_rectangle_and_shares_the_target_by_area(labelled):
+  images, targets = labelled
+  areas = []
+  for key in jax.random.split(KEY, 100):
+    mixed, soft = CutMix(1.0)(key, images, targets)
+    assert mixed.dtype == jnp.uint8
+    pasted = np.asarray(mixed != images)[..., 0]
+    np.testing.assert_allclose(soft.sum(1), 1, atol=1e-6)
+    for mask, image, share, own in zip(pasted, np.asarray(mixed), np.asarray(soft), range(8)):
+      counts = [np.sum(image == 10 + k) / image.size for k in range(8)]
+      np.testing.assert_allclose(share, counts, atol=1e-6)
+      rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+      if len(rows):
+        assert mask.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1), 'one rectangle'
+        areas.append(1 - counts[own])
+  assert min(areas) < 0.1 and max(areas) > 0.6
+
+
+@pytest.mark.parametrize('kind', [MixUp, CutMix])
+def test_what_mixes_may_be_traced(labelled, kind):
+  expected = jax.jit(lambda: kind(0.7)(KEY, *labelled))()
+  found = jax.jit(lambda alpha: kind(alpha)(KEY, *labelled))(jnp.float32(0.7))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, found)

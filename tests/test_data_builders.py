@@ -270,7 +270,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_whole(tmp_path):
 
 
 def test_importing_data_does_not_import_tfds():
-  code = ('import sys; from fmnist_jax import data; from fmnist_jax.data import augment; '
+  code = ('import sys; from fmnist_jax import data; from fmnist_jax.data import augmentations; '
           'print([m for m in ("tensorflow_datasets", "tensorflow") if m in sys.modules])')
   output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           cwd=pathlib.Path(__file__).parents[1])

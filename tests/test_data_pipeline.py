@@ -37,7 +37,7 @@ def images_of(split):
 @pytest.mark.parametrize('residency', ['auto', 'streamed'])
 def test_splits_are_disjoint_whole_and_balanced(residency):
   dataset = data.load(synthetic(residency=residency))
-  assert dataset.resident == (residency == 'auto')
+  assert isinstance(dataset.train._source, MemorySource) == (residency == 'auto')
   assert dataset.synthetic and dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10
   train, validation, test = (images_of(split) for split in
                              (dataset.train, dataset.validation, dataset.test))

@@ -57,7 +57,7 @@ def accuracy(model, examples, epochs, rate):
   (x, y), (test_x, test_y) = (synthetic.draw(np.arange(n), split=split)
                               for n, split in ((examples, 'train'), (2000, 'test')))
   x, test_x = (images.astype(np.float32) / 255 for images in (x, test_x))
-  module = models.build(model, 10, dtype=jnp.float32, implementation='matmul')
+  module = models.build(model, 10, models.Compute(implementation='matmul'))
   params = module.init(jax.random.key(0), x[:1], train=False)
   tx = optax.adam(optax.cosine_decay_schedule(rate, examples // 100 * epochs))
   state = tx.init(params)

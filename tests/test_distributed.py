@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import runs
 
-from fmnist_jax import config_file, workdir
+from fmnist_jax import config_file
+from fmnist_jax.storage import workdir
 from fmnist_jax.train import train_and_evaluate
 
 OVERRIDES = ['data.train_examples=396', 'data.test_examples=61', 'data.validation_examples=100',
-             'data.batch_size=48', 'data.augment.shift=0', 'model=MLP', 'model.hidden=16',
+             'data.batch_size=48', 'data.augment=Flip', 'model=MLP', 'model.hidden=16',
              'model.dropout=0.1', 'optim=SGD', 'train.epochs=3', 'train.steps_per_dispatch=1',
              'train.precision=float32', 'train.early_stopping_patience=0']
 
@@ -24,26 +25,26 @@ OVERRIDES = ['data.train_examples=396', 'data.test_examples=61', 'data.validatio
 # process that it does not hear of within 15 seconds in place of jax's 100.
 CHILD = """
 import functools, os, sys
-from fmnist_jax import backend, command, main
-backend.prepare_environment()
+from fmnist_jax import machine, command, main
+machine.prepare_environment()
 import jax
-from fmnist_jax.session import Session
+from fmnist_jax.trainer import Trainer
 jax.distributed.initialize = functools.partial(jax.distributed.initialize,
                                                heartbeat_timeout_seconds=15)
 number, step = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-show = Session.show
-def show_and_signal(self, done, sums):
+show = Trainer.show
+def show_and_signal(self, taken, sums):
   global step
-  if step and self.progress.epoch * self.programs.steps_per_epoch + done >= step:
+  if step and taken >= step:
     step = 0
     os.kill(os.getpid(), number)
-  show(self, done, sums)
-Session.show = show_and_signal
+  show(self, taken, sums)
+Trainer.show = show_and_signal
 command.run(main.main)
 """
 
 
-def run_both(directory, *more, signals=((0, 0), (0, 0)), apart=((), ())):
+def run_both(directory, *more, signals=((0, 0), (0, 0)), apart=((), ()), config=None):
   """Runs the command line in two processes; returns (exit code, stdout, stderr) of each.
 
   Args:
@@ -51,6 +52,7 @@ def run_both(directory, *more, signals=((0, 0), (0, 0)), apart=((), ())):
     *more: arguments of both.
     signals: for each, the signal it sends itself and after which step (0: never).
     apart: further arguments of each.
+    config: config file; None: `OVERRIDES` of a shipped one.
   """
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
@@ -58,9 +60,11 @@ def run_both(directory, *more, signals=((0, 0), (0, 0)), apart=((), ())):
   env = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[1]),
          'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
   both = [subprocess.Popen(
-      [sys.executable, '-c', CHILD, *map(str, signals[index]), '--config=smoke',
-       f'--workdir={directory}', *(f'--config.{override}' for override in OVERRIDES), *more,
-       *apart[index], f'--coordinator=localhost:{port}', '--processes=2', f'--process={index}'],
+      [sys.executable, '-c', CHILD, *map(str, signals[index]), *(
+          [f'--config={config}'] if config else
+          ['--config=smoke', *(f'--config.{override}' for override in OVERRIDES)]),
+       f'--workdir={directory}', *more, *apart[index],
+       f'--coordinator=localhost:{port}', '--processes=2', f'--process={index}'],
       env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for index in range(2)]
   try:
     said = [process.communicate(timeout=280) for process in both]

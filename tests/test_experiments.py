@@ -9,8 +9,10 @@ import sys
 import pytest
 import runs
 
-from fmnist_jax import config_file, files, summary, train
+from fmnist_jax import config_file, train
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.population import summary
+from fmnist_jax.storage import files
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
 
@@ -69,7 +71,7 @@ def test_results_go_between_the_marks_and_onto_the_page(record, tmp_path, monkey
 
 def test_a_population_is_timed_once_whoever_asks_for_it(record, tmp_path):
   config = runs.full_config(epochs=1, precision='float32')
-  config.data.augment, config.model = type(config.data.augment)(), config_file.load('mlp').model
+  config.data.augment, config.model = (), config_file.load('mlp').model
   first = experiment(record, tmp_path)
   first.population('small', config)
   took = first.seconds['small_x2']
@@ -95,7 +97,7 @@ def test_confusions_are_counted_for_each_member(tmp_path):
   members = []
   for seed in (0, 1):
     config = runs.full_config(epochs=1, precision='float32', seed=seed)
-    config.data.augment, config.model = type(config.data.augment)(), config_file.load('mlp').model
+    config.data.augment, config.model = (), config_file.load('mlp').model
     train.train_and_evaluate(config, tmp_path / str(seed))
     members.append(summary.read(tmp_path / str(seed)))
   found, = hardest.pairs(members, [('Shirt', 'Coat')])
@@ -129,7 +131,7 @@ def test_speeds_are_kept_apart_by_machine_and_recipe(record, tmp_path):
   assert len(places) == 5
   directory = speed.place(here, 'mlp', one)
   directory.mkdir(parents=True)
-  walls = {'separate processes/8': [100.0], 'sequential/8': [40.0, 60.0, 50.0]}
+  walls = {'separate processes/8': [100.0], 'independent/8': [40.0, 60.0, 50.0]}
   files.write_json(directory / 'measurements.json', walls)
   assert speed.read(directory) == json.loads(json.dumps(walls))
   found = {'versions': {'jax': '1'}, 'synthetic': False,

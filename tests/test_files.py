@@ -7,7 +7,7 @@ import pytest
 from faults import fail_with, kill, names, start
 
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.files import atomic_writer, read_json, remove_leftovers, write_json
+from fmnist_jax.storage.files import atomic_writer, read_json, remove_leftovers, write_json
 
 
 def test_json_round_trip(tmp_path):
@@ -61,7 +61,7 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
   (tmp_path / 'report').mkdir()
   (tmp_path / '.hidden').write_text('not ours')
   killed = [start('import time\n'
-                  'from fmnist_jax.files import atomic_writer\n'
+                  'from fmnist_jax.storage.files import atomic_writer\n'
                   f'with atomic_writer({str(path)!r}):\n'
                   '  print("ready", flush=True)\n'
                   '  time.sleep(60)\n') for path in (tmp_path / 'a', tmp_path / 'report' / 'b')]

@@ -7,38 +7,53 @@ import fmnist_jax
 
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
-    ('errors', 'readback'),
-    ('config', 'files', 'interrupt', 'metrics', 'ops', 'backend'),
-    ('command', 'config_file', 'plan', 'models', 'optim', 'sharding', 'step', 'workdir', 'data',
-     'progress', 'processes'),
-    ('manifest', 'epoch'),
-    ('checkpoint', 'stacked'),
-    ('run', 'report'),
-    ('evaluate',),
-    ('session',),
-    ('train', 'summary'),
-    ('lockstep', 'compare'),
-    ('members',),
-    ('population', 'main'),
+    ('errors', 'interrupt', 'locks'),
+    ('machine', 'settings', 'storage.readback', 'metrics', 'step', 'processes'),
+    ('ops',),
+    ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
+    ('storage.manifest', 'data', 'progress', 'report'),
+    ('config',),
+    ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'population.plan'),
+    ('trained_model', 'population.stacked', 'command'),
+    ('evaluation', 'population.summary'),
+    ('equipment', 'population.comparison'),
+    ('trainer',),
+    ('train', 'population.vectorized'),
+    ('population.independent',),
+    ('population.train',),
+    ('main', 'evaluate', 'compare', 'population.__main__'),
+    ('__main__',),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOT = pathlib.Path(fmnist_jax.__file__).parent
 
 
+# Folders whose files are ranked one by one; other packages are one thing each.
+SHELVES = ('storage', 'population')
+
+
+def place(name):
+  """The entry of `LAYERS` that a dotted name below the package belongs to."""
+  first, *rest = name.split('.')
+  return f'{first}.{rest[0]}' if first in SHELVES and rest else first
+
+
 def imported(path):
   """Modules of ours that a file imports."""
   for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module == 'fmnist_jax':
-      yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('fmnist_jax.'):
-      yield node.module.split('.')[1]
+    if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'fmnist_jax':
+      inside = node.module.removeprefix('fmnist_jax').removeprefix('.')
+      if inside in ('', *SHELVES):
+        yield from (place(f'{inside}.{alias.name}'.removeprefix('.')) for alias in node.names)
+      else:
+        yield place(inside)
 
 
 def test_imports_point_downwards():
   seen = set()
   for path in ROOT.rglob('*.py'):
-    name = path.relative_to(ROOT).parts[0].removesuffix('.py')
-    if name in ('__init__', 'configs'):
+    name = place('.'.join(path.relative_to(ROOT).with_suffix('').parts))
+    if name.split('.')[-1] == '__init__' or name == 'configs':
       continue
     seen.add(name)
     for other in imported(path):

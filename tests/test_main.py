@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own."""
 
+import configparser
 import itertools
 import json
 import os
@@ -13,8 +14,8 @@ import pytest
 import runs
 
 from fmnist_jax import command, config_file, evaluate, main
-from fmnist_jax import workdir as workdir_lib
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.storage import workdir as workdir_lib
 
 TINY = ['--config=configs/smoke.py', '--config.data.train_examples=400',
         '--config.data.test_examples=60', '--config.data.validation_examples=100',
@@ -44,7 +45,7 @@ def test_overrides_are_separated_from_options():
 
 
 def test_the_default_workdir_is_named_after_the_config():
-  assert main.parse(['--config=configs/mlp.py'])[1] == pathlib.Path('runs/mlp')
+  assert main.parse(['--config=configs/mlp.py'])[0].workdir == pathlib.Path('runs/mlp')
 
 
 def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
@@ -96,6 +97,24 @@ def test_help_explains_every_field(tmp_path):
   for part in ('--workdir', '--config.optim.learning_rate=', 'peak learning rate',
                '--config.model.hidden=128', 'goes on where the last'):
     assert part in out
+
+
+def test_all_commands_have_one_name_too(tmp_path):
+  config = configparser.ConfigParser()
+  config.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
+  assert config['options.entry_points']['console_scripts'].strip() == (
+      'fmnist-jax = fmnist_jax.__main__:main')
+  code, out, err = run(['train', '--config=smoke', '--help'], tmp_path, module='fmnist_jax')
+  assert (code, err) == (0, '') and '--config.optim.learning_rate=' in out
+  for name, argument in (('evaluate', '--split'), ('population', '--seeds'),
+                         ('compare', '--output')):
+    code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
+    assert (code, err) == (0, '') and argument in out
+  code, out, err = run([], tmp_path, module='fmnist_jax')
+  assert code == 0 and 'train|evaluate|population|compare' in out
+  code, out, err = run(['tarin'], tmp_path, module='fmnist_jax')
+  assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
+                               'evaluate, population, compare.\n')
 
 
 def test_a_reader_that_leaves_gets_no_traceback(tmp_path):
@@ -187,5 +206,5 @@ def test_arguments_are_refused_in_one_line(monkeypatch, capsys, arguments, says)
     (['--workdir=x', '--step=3'], 'Unrecognized arguments: --step=3; see --help.')])
 def test_arguments_of_evaluate_are_refused_in_one_sentence(arguments, says):
   with pytest.raises(ConfigError) as caught:
-    evaluate.main(arguments)
+    evaluate.main(None, arguments)
   assert str(caught.value).startswith(says)

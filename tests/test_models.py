@@ -10,13 +10,15 @@ from fmnist_jax import config as config_lib
 from fmnist_jax import models
 from fmnist_jax.config import CNN, MLP
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.ops import build
 from fmnist_jax.progress import architecture
 
+CPU_FORMS = ['matmul'] if build.problem() else ['matmul', 'onednn']
 IMAGES = jnp.asarray(np.random.default_rng(0).random((4, 28, 28, 1), np.float32))
 
 
 def init(config, **how):
-  module = models.build(config, 10, **how)
+  module = models.build(config, 10, models.Compute(**how))
   # Compiled: one operation at a time they take many times as long.
   start = jax.jit(lambda key: module.init(key, IMAGES, train=False))
   return module, start(jax.random.key(0))
@@ -35,11 +37,31 @@ def test_published_sizes(config, parameters):
   assert f'{parameters:,}' in architecture(module, (28, 28, 1)).splitlines()[-1]
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
-def test_the_table_of_layers_shows_height_width_and_channels(implementation):
-  table = architecture(models.build(CNN(), 10, implementation=implementation), (28, 28, 1))
-  shapes = {line.split()[0]: ' '.join(line.split()[1:6]) for line in table.splitlines()[1:4]}
-  assert shapes == {'input': '28 x 28 x 1', 'Conv_0': '12 x 12 x 32', 'Conv_1': '5 x 5 x 64'}
+def test_the_table_of_layers_shows_what_every_tutorial_shows():
+  table = architecture(models.build(CNN(), 10, models.Compute()), (28, 28, 1))
+  rows = [line.split('  ') for line in table.splitlines()[1:]]
+  rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+  assert rows == [
+      ['input', '28 x 28 x 1'], ['Conv_0', '26 x 26 x 32', '320'], ['MaxPool_0', '13 x 13 x 32'],
+      ['Conv_1', '11 x 11 x 64', '18,496'], ['MaxPool_1', '5 x 5 x 64'],
+      ['Dense_0', '128', '204,928'], ['Dense_1', '10', '1,290'], ['total', '225,034']]
+
+
+def test_the_table_of_layers_counts_what_is_nested_once():
+  class Block(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(nn.Dense(4)(x))
+
+  class Net(nn.Module):
+
+    @nn.compact
+    def __call__(self, images, *, train):
+      return Block()(images.reshape(len(images), -1))
+
+  names = [line.split()[0] for line in architecture(Net(), (2, 2, 1)).splitlines()]
+  assert names == ['layer', 'input', 'Block_0/Dense_1', 'Block_0/Dense_0', 'total']
 
 
 EVERY = [
@@ -49,10 +71,11 @@ EVERY = [
     CNN(channels=(4, 8, 8), pool=(2, 2, 0)), MLP(hidden=(16, 8), activation='tanh')]
 
 
+@pytest.mark.parametrize('implementation', CPU_FORMS)
 @pytest.mark.parametrize('config', EVERY)
-def test_native_and_matmul_are_one_function_with_one_set_of_parameters(config):
+def test_all_forms_are_one_function_with_one_set_of_parameters(config, implementation):
   native, variables = init(config, implementation='native')
-  fast, others = init(config, implementation='matmul')
+  fast, others = init(config, implementation=implementation)
   jax.tree.map(np.testing.assert_array_equal, variables, others)
 
   def loss(module):
@@ -124,7 +147,8 @@ def test_traced_settings_reach_the_dropout_layers():
 
   @jax.jit
   def run(hyper, variables):
-    module = models.build(config_lib.replace(config, hyper).model, 10, implementation='matmul')
+    module = models.build(config_lib.replace(config, hyper).model, 10,
+                          models.Compute(implementation='matmul'))
     return module.apply(variables, IMAGES, train=True, rngs={'dropout': jax.random.key(3)})
 
   module, variables = init(config.model, implementation='matmul')
@@ -137,9 +161,9 @@ def test_traced_settings_reach_the_dropout_layers():
 
 
 def test_what_does_not_fit_is_told():
-  models.check_fits(CNN(), (28, 28, 1))
+  models.check_fits(CNN(), (28, 28, 1), 10)
   with pytest.raises(ConfigError, match=r'Block 2 .* leaves no pixel of a 8x28 image'):
-    models.check_fits(CNN(), (8, 28, 1))
+    models.check_fits(CNN(), (8, 28, 1), 10)
 
 
 def test_a_model_that_no_machine_holds_is_told_before_it_is_made():

@@ -1,6 +1,11 @@
 """Operations against jax.lax, by value and by gradient, and under the transformations in use."""
 
 import functools
+import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +17,13 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmnist_jax import ops
+from fmnist_jax.errors import BackendError
+from fmnist_jax.ops import build, onednn
 
 BFLOAT16, FLOAT32 = jnp.bfloat16, jnp.float32
+NO_ONEDNN = build.problem()
+CPU_FORMS = ['matmul'] if NO_ONEDNN else ['matmul', 'onednn']
+FORMS = ['native', *CPU_FORMS]
 SWEEP = settings(max_examples=8, deadline=None, derandomize=True,
                  phases=[Phase.explicit, Phase.generate])
 
@@ -61,22 +71,27 @@ paddings = st.one_of(st.sampled_from(['SAME', 'VALID']),
        channels=st.integers(1, 4), features=st.integers(1, 5),
        kernel=st.tuples(*[st.integers(1, 5)] * 2), padding=paddings,
        strides=st.sampled_from([(1, 1), (1, 1), (2, 1), (2, 2)]),
-       dtype=st.sampled_from([FLOAT32, BFLOAT16]))
+       implementation=st.sampled_from(CPU_FORMS), dtype=st.sampled_from([FLOAT32, BFLOAT16]))
 def test_convolution_agrees_with_lax(batch, size, channels, features, kernel, padding, strides,
-                                     dtype):
+                                     implementation, dtype):
   x, w = draw(0, (batch, *size, channels)), draw(1, (*kernel, channels, features))
   compare(lambda x, w: ops.conv2d(x, w, padding=padding, strides=strides, dtype=dtype,
-                                  implementation='matmul'),
+                                  implementation=implementation),
           lambda x, w: reference_conv(x, w, padding, strides).astype(dtype), x, w, dtype=dtype)
 
 
-@pytest.mark.parametrize('options', [{'groups': 2}, {'dilation': (2, 1)}])
-def test_what_products_do_not_cover_is_native(options):
-  x = draw(0, (3, 8, 8, 4))
-  w = draw(1, (3, 3, 4 // options.get('groups', 1), 6))
-  got = ops.conv2d(x, w, padding='SAME', implementation='matmul', **options)
-  assert_close(got, reference_conv(x, w, 'SAME', rhs_dilation=options.get('dilation', (1, 1)),
-                                   feature_group_count=options.get('groups', 1)))
+@pytest.mark.parametrize('implementation', CPU_FORMS)
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize('options', [
+    {'groups': 2}, {'dilation': (2, 1)}, {'groups': 4, 'strides': (2, 2)},
+    {'groups': 2, 'dilation': (2, 2), 'padding': ((1, 2), (0, 3))}])
+def test_groups_and_dilation_agree_with_lax(options, dtype, implementation):
+  options = {'padding': 'SAME', 'groups': 1, 'dilation': (1, 1), 'strides': (1, 1), **options}
+  x, w = draw(0, (3, 9, 8, 4)), draw(1, (3, 3, 4 // options['groups'], 8))
+  compare(lambda x, w: ops.conv2d(x, w, implementation=implementation, dtype=dtype, **options),
+          lambda x, w: reference_conv(
+              x, w, options['padding'], options['strides'], rhs_dilation=options['dilation'],
+              feature_group_count=options['groups']).astype(dtype), x, w, dtype=dtype)
 
 
 @SWEEP
@@ -84,19 +99,20 @@ def test_what_products_do_not_cover_is_native(options):
        strides=st.one_of(st.none(), st.tuples(*[st.integers(1, 3)] * 2)),
        padding=st.sampled_from(['SAME', 'VALID', ((1, 0), (0, 1))]),
        kind=st.sampled_from(['max', 'average']), dtype=st.sampled_from([FLOAT32, BFLOAT16]),
-       ties=st.booleans())
-def test_pools_agree_with_native(size, window, strides, padding, kind, dtype, ties):
+       implementation=st.sampled_from(CPU_FORMS), ties=st.booleans())
+def test_pools_agree_with_native(size, window, strides, padding, kind, dtype, implementation,
+                                 ties):
   x = draw(0, (3, *size, 2), dtype)
   if ties:  # Few distinct values: the first of equals wins in both.
     x = (np.round(x.astype(np.float32)) + 0.0).astype(dtype)  # Without -0.
   if padding not in ('SAME', 'VALID') and 1 in window:
     window = (2, 2)  # A window of padding alone has no gradient to compare.
   pool = {'max': ops.max_pool, 'average': ops.avg_pool}[kind]
-  compare(*(lambda x, i=implementation: pool(x, window, strides, padding, implementation=i)
-            for implementation in ('matmul', 'native')), x, dtype=dtype)
+  compare(*(lambda x, i=form: pool(x, window, strides, padding, implementation=i)
+            for form in (implementation, 'native')), x, dtype=dtype)
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 def test_the_first_of_equals_gets_the_gradient(implementation, dtype):
   x = jnp.array([[-1., 3., 0., 0.], [3., 3., 0., 0.]], dtype)[None, :, :, None]
@@ -104,7 +120,7 @@ def test_the_first_of_equals_gets_the_gradient(implementation, dtype):
   np.testing.assert_array_equal(grad[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 def test_average_by_hand(implementation):
   x = jnp.arange(16.).reshape(1, 4, 4, 1)
   got = ops.avg_pool(x, (2, 2), implementation=implementation)
@@ -124,7 +140,7 @@ def block_reference(x, kernel, bias, window, padding, limit, dtype):
        kernel=st.tuples(*[st.integers(1, 4)] * 2), padding=paddings,
        window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]),
        limit=st.sampled_from([None, (1, 2), (2, 1)]),
-       implementation=st.sampled_from(['matmul', 'native']),
+       implementation=st.sampled_from(FORMS),
        dtype=st.sampled_from([FLOAT32, BFLOAT16]))
 def test_block_agrees_with_its_parts(size, channels, kernel, padding, window, limit,
                                      implementation, dtype):
@@ -148,9 +164,11 @@ def batch_norm_reference(x, scale, bias, window, dtype):
 @SWEEP
 @given(size=st.tuples(*[st.integers(4, 9)] * 2),
        window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]),
-       implementation=st.sampled_from(['matmul', 'native']),
+       implementation=st.sampled_from(FORMS),
        layout=st.sampled_from(['NHWC', 'CHWN']), dtype=st.sampled_from([FLOAT32, BFLOAT16]))
 def test_batch_norm_block_agrees_with_its_parts(size, window, implementation, layout, dtype):
+  if implementation == 'native':
+    dtype = FLOAT32  # It rounds before it pools, which makes ties.
   x = draw(0, (4, *size, 5)) * 3 + 1
   # One channel is turned upside down.
   scale, bias = np.array([1., -2., .5, 2., 3.], np.float32), draw(1, (5,))
@@ -162,7 +180,7 @@ def test_batch_norm_block_agrees_with_its_parts(size, window, implementation, la
   compare(block, lambda *a: batch_norm_reference(*a, window, dtype), x, scale, bias, dtype=dtype)
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 @pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])
 def test_batch_norm_keeps_the_statistics_of_flax(implementation, layout, padding):
@@ -189,7 +207,7 @@ def test_batch_norm_keeps_the_statistics_of_flax(implementation, layout, padding
     assert_close(got, nn.max_pool(expected, window, window))
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 def test_layouts_agree(implementation):
   x, w, bias = draw(0, (3, 8, 8, 2)), draw(1, (3, 3, 2, 4)), draw(2, (4,))
   for f in (lambda x, layout: ops.conv2d(x, w, padding='SAME', implementation=implementation,
@@ -213,7 +231,7 @@ def test_bytes_change_their_layout_like_anything_else(shape):
 
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 @pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 def test_dense_flattens_images(implementation, layout, dtype):
   x, kernel, bias = draw(0, (6, 3, 2, 4)), draw(1, (24, 5)), draw(2, (5,))
   compare(lambda x, *a: ops.dense(ops.to_layout(x, layout), *a, implementation=implementation,
@@ -227,7 +245,7 @@ def test_useful_size_reads_no_more_than_is_needed():
   assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)
 
 
-@pytest.mark.parametrize('implementation', ['matmul', 'native'])
+@pytest.mark.parametrize('implementation', FORMS)
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 def test_dense_agrees_with_a_product(implementation, dtype):
   x, w, bias = draw(0, (2, 3, 7)), draw(1, (7, 5)), draw(2, (5,))
@@ -269,7 +287,7 @@ def test_parameters_are_those_of_flax():
   x = draw(0, (2, 14, 14, 1))
   expected = jax.jit(FlaxNetwork().init)(jax.random.key(3), x)
   reference = FlaxNetwork().apply(expected, x)
-  for implementation in ('matmul', 'native'):
+  for implementation in FORMS:
     for dtype in (FLOAT32, BFLOAT16):
       got = jax.jit(Network(implementation, dtype).init)(jax.random.key(3), x)
       jax.tree.map(np.testing.assert_array_equal, got, expected)
@@ -281,15 +299,16 @@ def loss(network, params, x):
 
 
 @functools.cache
-def small_problem():
+def small_problem(implementation):
   x = draw(0, (8, 14, 14, 1))
-  network = Network('matmul')
+  network = Network(implementation)
   params = jax.jit(network.init)(jax.random.key(3), x)
   return network, params, x, jax.jit(jax.grad(functools.partial(loss, network)))(params, x)
 
 
-def test_members_of_a_population_get_their_own_gradients():
-  network, params, x, gradients = small_problem()
+@pytest.mark.parametrize('implementation', CPU_FORMS)
+def test_members_of_a_population_get_their_own_gradients(implementation):
+  network, params, x, gradients = small_problem(implementation)
   factors = jnp.array([1.0, 0.5, -2.0])
   scaled = lambda f: jax.tree.map(lambda p: p * f, params)
   members = jax.vmap(scaled)(factors)
@@ -299,8 +318,9 @@ def test_members_of_a_population_get_their_own_gradients():
   assert_close(jax.tree.map(lambda g: g[1], got), alone)
 
 
-def test_in_a_loop_as_alone():
-  network, params, x, _ = small_problem()
+@pytest.mark.parametrize('implementation', CPU_FORMS)
+def test_in_a_loop_as_alone(implementation):
+  network, params, x, _ = small_problem(implementation)
   grad = jax.jit(jax.grad(functools.partial(loss, network)))
   step = lambda p: jax.tree.map(lambda p, g: p - 1e-3 * g, p, grad(p, x))
   alone = step(step(params))
@@ -309,8 +329,9 @@ def test_in_a_loop_as_alone():
   assert_close(jax.jit(lambda p: jax.lax.fori_loop(0, 2, lambda _, p: step(p), p))(params), alone)
 
 
-def test_a_sharded_batch_gives_the_same_gradients():
-  network, params, x, gradients = small_problem()
+@pytest.mark.parametrize('implementation', CPU_FORMS)
+def test_a_sharded_batch_gives_the_same_gradients(implementation):
+  network, params, x, gradients = small_problem(implementation)
   mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
   place = lambda spec: NamedSharding(mesh, spec)
   sharded = jax.device_put(x, place(PartitionSpec('data')))
@@ -318,12 +339,13 @@ def test_a_sharded_batch_gives_the_same_gradients():
   assert_close(step(jax.device_put(params, place(PartitionSpec())), sharded), gradients)
 
 
-def test_batch_norm_sharded_and_vectorised():
+@pytest.mark.parametrize('implementation', CPU_FORMS)
+def test_batch_norm_sharded_and_vectorised(implementation):
   """Statistics are of the whole batch however it is split; members keep their own."""
   x, scale, bias = draw(0, (8, 6, 6, 3)), draw(1, (3,)), draw(2, (3,))
   def total(x, scale, bias):
     y, mean, variance = ops.batch_norm_relu_max_pool(x, scale, bias, window=(2, 2),
-                                                     implementation='matmul')
+                                                     implementation=implementation)
     return jnp.sum(y ** 2), (mean, variance)
   f = jax.value_and_grad(total, (0, 1, 2), has_aux=True)
   alone = jax.jit(f)(x, scale, bias)
@@ -337,7 +359,173 @@ def test_batch_norm_sharded_and_vectorised():
 
 
 def test_defaults():
-  assert ops.default_implementation('cpu') == 'matmul'
+  assert ops.default_implementation('cpu') == ('matmul' if NO_ONEDNN else 'onednn')
+  assert ops.default_implementation('cpu', devices=4) == 'matmul'
   assert {ops.default_implementation(p) for p in ('gpu', 'tpu')} == {'native'}
   assert ops.default_precision('gpu') == 'float32' and ops.default_precision('tpu') == 'bfloat16'
   assert ops.default_precision('cpu') in ('bfloat16', 'float32')
+
+
+# oneDNN alone.
+
+needs_onednn = pytest.mark.skipif(bool(NO_ONEDNN), reason=f'oneDNN cannot be had: {NO_ONEDNN}')
+
+
+def test_without_onednn_one_sentence_says_what_to_do(monkeypatch, caplog):
+  monkeypatch.setattr(build, 'problem', lambda: 'there is no C++ compiler: install g++')
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    assert ops.default_implementation('cpu') == 'matmul'
+  assert 'as slow as oneDNN\'s: there is no C++ compiler: install g++.' in caplog.text
+  with pytest.raises(BackendError, match=r'install g\+\+\); or set train.operations=matmul'):
+    ops.conv2d(draw(0, (1, 4, 4, 1)), draw(1, (3, 3, 1, 1)), padding='SAME',
+               implementation='onednn')
+
+
+@needs_onednn
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_passes_through_as_in_lax(value, dtype):
+  x, w = draw(0, (2, 6, 6, 16)), draw(1, (3, 3, 16, 16))
+  x[1, 2, 3, 4] = value
+  x = jnp.asarray(x, dtype)
+  conv = lambda i: ops.conv2d(x, w, padding='SAME', dtype=dtype, implementation=i)
+  pool = lambda i: ops.max_pool(x, (2, 2), implementation=i)
+  mean = lambda i: ops.avg_pool(x, (2, 2), implementation=i)
+  norm = lambda i: ops.batch_norm_relu_max_pool(x, jnp.ones(16), jnp.zeros(16), window=(1, 1),
+                                                implementation=i)[0]
+  for f in (conv, pool, mean, norm):
+    got, expected = np.asarray(f('onednn'), np.float32), np.asarray(f('native'), np.float32)
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+
+
+@needs_onednn
+def test_nothing_in_gives_nothing_out():
+  for x, kernel in ((np.zeros((0, 5, 5, 3)), np.ones((3, 3, 3, 4))),
+                    (np.zeros((2, 2, 2, 3)), np.ones((3, 3, 3, 4)))):
+    f = lambda x, k: ops.conv2d(x, k, padding='VALID', implementation='onednn').sum()
+    for got in jax.grad(f, (0, 1))(x.astype(np.float32), kernel.astype(np.float32)):
+      assert not np.any(got)
+  empty = jnp.zeros((0, 4, 4, 2))
+  assert ops.max_pool(empty, (2, 2), implementation='onednn').shape == (0, 2, 2, 2)
+  y, mean, _ = ops.batch_norm_relu_max_pool(empty, jnp.ones(2), jnp.zeros(2), window=(2, 2),
+                                            implementation='onednn')
+  assert y.shape == (0, 2, 2, 2) and not np.any(mean)
+
+
+@needs_onednn
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize('shape', [(5, 7), (3, 2, 4, 33), (1, 1)])
+def test_dropout_draws_the_bits_of_jax(shape, dtype):
+  key, x = jax.random.key(3), draw(0, shape, dtype)
+  words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 2)), jnp.uint32)
+  bits = jnp.concatenate([words & 0xFFFF, words >> 16], -1)[..., :shape[-1]]
+  below, scale = jnp.uint32(40_000), jnp.float32(1.5)
+  expected = lambda x: jnp.where(bits < below, x * scale.astype(dtype), jnp.zeros((), dtype))
+  compare(lambda x: onednn.dropout(x, jax.random.key_data(key), below, scale), expected, x,
+          dtype=dtype)
+
+
+_BITS = """
+import os, sys
+if sys.argv[1] == '1':
+  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import hashlib, jax, jax.numpy as jnp, numpy as np
+from fmnist_jax import ops
+key = jax.random.key(0)
+x, w, b = (jax.random.normal(key, s) for s in ((96, 12, 12, 8), (3, 3, 8, 16), (16,)))
+def f(x, w, b):
+  y = ops.conv_relu_max_pool(x, w, b, window=(2, 2), padding='SAME', dtype=jnp.bfloat16,
+                             implementation='onednn')
+  y, m, v = ops.batch_norm_relu_max_pool(y, b, b, window=(2, 2), implementation='onednn')
+  return jnp.sum(y.astype(jnp.float32) ** 2) + 0 * m.sum()
+found = jax.jit(jax.grad(f, (0, 1, 2)))(x, w, b)
+print(hashlib.sha256(b''.join(np.asarray(one).tobytes() for one in found)).hexdigest())
+"""
+
+
+def in_a_process_of_its_own(program, *args):
+  """What a Python program prints, on one device."""
+  return subprocess.run(
+      [sys.executable, '-c', program, *args], text=True, capture_output=True, check=True,
+      env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[1]), 'XLA_FLAGS': ''}
+  ).stdout
+
+
+@needs_onednn
+def test_bits_are_the_same_in_every_process_and_for_any_number_of_threads():
+  assert len({in_a_process_of_its_own(_BITS, cores) for cores in ('1', 'all', 'all')}) == 1
+
+
+_MEMORY = """
+import os, pathlib
+import jax, numpy as np
+from fmnist_jax import ops
+def resident():
+  pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+  return pages * os.sysconf('SC_PAGE_SIZE')
+x, w = np.ones((16, 8, 8, 4), np.float32), np.ones((3, 3, 4, 8), np.float32)
+f = jax.jit(lambda x, w: jax.lax.fori_loop(0, 500, lambda _, w: w - 1e-9 * jax.grad(
+    lambda w: ops.max_pool(ops.conv2d(x, w, padding='SAME', implementation='onednn'), (2, 2),
+                           implementation='onednn').sum())(w), w))
+for calls in (4, 20):
+  before = resident()
+  for _ in range(calls):
+    w = jax.block_until_ready(f(x, w))
+print(resident() - before)
+"""
+
+
+@needs_onednn
+def test_memory_does_not_grow():
+  # In 10,000 steps; one array of a step that is lost would make 40 times as much.
+  assert int(in_a_process_of_its_own(_MEMORY)) < 2**22
+
+
+# Building.
+
+@needs_onednn
+@pytest.mark.parametrize('damage', [lambda p: p.write_bytes(p.read_bytes()[:-100]),
+                                    lambda p: p.write_bytes(b'not ours'),
+                                    lambda p: p.with_suffix('.sha256').unlink()])
+def test_a_binary_that_is_not_whole_is_made_anew(tmp_path, monkeypatch, damage):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  made = []
+  def compiler(command, **_):
+    made.append(command)
+    pathlib.Path(command[command.index('-o') + 1]).write_bytes(b'native code' * 100)
+    return subprocess.CompletedProcess(command, 0, '', '')
+  monkeypatch.setattr(build.subprocess, 'run', compiler)
+  path = build.compiled(pathlib.Path('libdnnl.so.3'))
+  assert build.compiled(pathlib.Path('libdnnl.so.3')) == path and len(made) == 1
+  damage(path)
+  build.compiled(pathlib.Path('libdnnl.so.3'))
+  assert len(made) == 2 and path.read_bytes() == b'native code' * 100
+  assert {entry.name for entry in path.parent.iterdir()} == {
+      '.lock', path.name, path.with_suffix('.sha256').name}
+
+
+@needs_onednn
+def test_handlers_that_compute_wrongly_are_not_used(monkeypatch):
+  monkeypatch.setattr(build, '_known_answer', lambda: np.zeros(4))
+  with pytest.raises(build.Unavailable, match='compute wrongly'):
+    build.check()
+
+
+@needs_onednn
+def test_what_keeps_it_from_being_built_is_told(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setattr(build.shutil, 'which', lambda _: None)
+  monkeypatch.setattr(build.importlib.util, 'find_spec', lambda _: None)
+  with pytest.raises(build.Unavailable, match=r'there is no C\+\+ compiler: install g\+\+, or pip'):
+    build.compiled(pathlib.Path('x'))
+  monkeypatch.undo()
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  monkeypatch.setenv('CXX', 'false')
+  with pytest.raises(build.Unavailable, match='false failed'):
+    build.compiled(pathlib.Path('x'))
+  (tmp_path / 'fmnist_jax' / 'onednn').chmod(0o777)
+  with pytest.raises(build.Unavailable, match='others can write there'):
+    build.compiled(pathlib.Path('x'))
+  monkeypatch.setattr(build, '_HEADERS', 'no-such-package')
+  with pytest.raises(build.Unavailable, match='not installed: pip install'):
+    build.compiled(pathlib.Path('x'))

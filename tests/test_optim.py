@@ -1,5 +1,7 @@
 """Schedules and optimisers against formulas and NumPy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,14 @@ import optax
 import pytest
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import optim
+from fmnist_jax.optimizers import Horizon
 
 PARAMS = {'kernel': jnp.arange(6.0).reshape(2, 3) - 2.5, 'bias': jnp.array([1.0, -2.0, 0.5])}
 GRADS = {'kernel': jnp.full((2, 3), 0.3), 'bias': jnp.array([0.1, -0.2, 0.4])}
 
 
 def shape(schedule, steps_per_epoch=10, epochs=10):
-  function = optim.schedule_shape(schedule, steps_per_epoch, epochs)
+  function = schedule.build(Horizon(steps_per_epoch, epochs))
   return np.array([float(function(jnp.asarray(t))) for t in range(steps_per_epoch * epochs + 1)])
 
 
@@ -47,29 +49,29 @@ def test_step_drops_at_the_end_of_the_epochs_named():
 
 
 @pytest.mark.parametrize('schedule', [
+    config_lib.Constant(warmup_epochs=2.0), config_lib.OneCycle(rise=0.2),
     config_lib.Step(epochs=(3.0, 5.0), factor=0.3, warmup_epochs=1.0),
     config_lib.Cosine(warmup_epochs=1.0, final=0.2)])
-def test_factors_of_schedules_may_be_traced(schedule):
+def test_lengths_shares_and_factors_of_schedules_may_be_traced(schedule):
   whole = config_lib.Config(optim=config_lib.SGD(schedule=schedule))
-  names = [name for name in config_lib.continuous(whole) if name.startswith('optim.schedule.')]
-  assert len(names) == 1
+  own = {name: value for name, value in config_lib.continuous(whole).items()
+         if name.startswith('optim.schedule.')}
+  assert own
   steps = jnp.arange(100)
-
-  def values(schedule):
-    return jax.vmap(optim.schedule_shape(schedule, 10, 10))(steps)
-
-  def traced(value):
-    return values(config_lib.replace(whole, {names[0]: value}).optim.schedule)
-
-  (value,) = (config_lib.continuous(whole)[name] for name in names)
-  found = jax.vmap(traced)(jnp.array([value, 0.5], jnp.float32))
-  np.testing.assert_allclose(found[0], values(schedule), rtol=1e-6)
-  np.testing.assert_allclose(found[0], shape(schedule)[:100], rtol=1e-6)
+  values = lambda schedule: jax.vmap(schedule.build(Horizon(10, 10)))(steps)
+  traced = lambda own: values(config_lib.replace(whole, own).optim.schedule)
+  stacked = {name: jnp.array([value, 0.5 * value], jnp.float32) for name, value in own.items()}
+  found = jax.vmap(traced)(stacked)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+  close(found[0], values(schedule))
+  close(found[0], shape(schedule)[:100])
+  halved = config_lib.replace(whole, {name: 0.5 * value for name, value in own.items()})
+  close(found[1], shape(halved.optim.schedule)[:100])
   assert not np.allclose(found[1], found[0])
 
 
 def update(config, steps=3):
-  tx = optim.build(config, 10, 10)
+  tx = config.build(Horizon(10, 10))
   params, state = PARAMS, tx.init(PARAMS)
   for _ in range(steps):
     updates, state = tx.update(GRADS, state, params)
@@ -137,5 +139,5 @@ def test_settings_may_be_traced(config):
     config_lib.Constant(warmup_epochs=1e308), config_lib.Cosine(warmup_epochs=1e308),
     config_lib.Step(epochs=(1.0, 1e308), warmup_epochs=0.0), config_lib.OneCycle(rise=1 - 1e-16)])
 def test_schedules_longer_than_the_run(schedule):
-  values = [float(optim.schedule_shape(schedule, 10, 3)(step)) for step in range(40)]
+  values = [float(schedule.build(Horizon(10, 3))(step)) for step in range(40)]
   assert all(0 <= value <= 1 for value in values)

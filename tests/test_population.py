@@ -19,13 +19,16 @@ import sklearn.metrics
 import fmnist_jax
 from fmnist_jax import command as command_lib
 from fmnist_jax import config as config_lib
-from fmnist_jax import members, optim, population, sharding, stacked, step, workdir
-from fmnist_jax import train as train_lib
-from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax import sharding, step, trainer
 from fmnist_jax.errors import ConfigError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupted
-from fmnist_jax.plan import plan
-from fmnist_jax.population import train_population
+from fmnist_jax.population import __main__ as population
+from fmnist_jax.population import independent as members
+from fmnist_jax.population import stacked
+from fmnist_jax.population.plan import plan
+from fmnist_jax.population.train import train_population
+from fmnist_jax.programs import Programs, hyper_arrays
+from fmnist_jax.storage import workdir
 from fmnist_jax.train import train_and_evaluate
 
 VARY = {'model.dropout': [0.0, 0.3]}
@@ -40,16 +43,16 @@ def config(**train):
 def quick_config(**train):
   """All that the vectorised loop has to keep, quick to compile."""
   full = config(precision='float32', **train)
-  full.data.augment = config_lib.Augment(flip=0.5)
+  full.data.augment = (config_lib.Flip(0.5),)
   full.model = config_lib.MLP(hidden=(16,), dropout=0.2)
   return full
 
 
-@pytest.fixture(scope='module', name='sequential')
-def _sequential(tmp_path_factory):
-  directory = tmp_path_factory.mktemp('population') / 'sequential'
+@pytest.fixture(scope='module', name='independent')
+def _independent(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('population') / 'independent'
   return directory, train_population(quick_config(), directory, seeds=2, vary=VARY,
-                                     mode='sequential')
+                                     mode='independent')
 
 
 @pytest.fixture(scope='module', name='vectorized')
@@ -103,10 +106,10 @@ def test_vary_is_parsed():
 
 
 @pytest.mark.parametrize('name', [NAMES[1], NAMES[2]])
-def test_one_after_another_has_the_bits_of_the_run_alone(sequential, tmp_path, name):
+def test_one_after_another_has_the_bits_of_the_run_alone(independent, tmp_path, name):
   own = {member.name: member.config for member in plan(quick_config(), 2, VARY)}[name]
   train_and_evaluate(own, tmp_path / 'alone')
-  member = sequential[0] / 'members' / name
+  member = independent[0] / 'members' / name
   runs.assert_same_run(tmp_path / 'alone', member)
   assert workdir.read_config(member) == workdir.read_config(tmp_path / 'alone')
 
@@ -114,7 +117,7 @@ def test_one_after_another_has_the_bits_of_the_run_alone(sequential, tmp_path, n
 def test_members_in_threads_have_the_bits_of_the_run_alone(tmp_path):
   one = config(devices=1, epochs=2)
   train_and_evaluate(one, tmp_path / 'alone')
-  how = {'seeds': 3, 'mode': 'sequential', 'at_once': 3}
+  how = {'seeds': 3, 'mode': 'independent', 'at_once': 3}
   train_population(one, tmp_path / 'run', **how)
   runs.assert_same_run(tmp_path / 'alone', tmp_path / 'run' / 'members' / 'seed-3')
   assert run_interrupted(tmp_path / 'again', 11, one, **how) > 2
@@ -122,13 +125,13 @@ def test_members_in_threads_have_the_bits_of_the_run_alone(tmp_path):
 
 
 def test_a_member_that_fails_stops_the_others_and_is_told(tmp_path, monkeypatch):
-  finish = train_lib.finish
-  def failing(session, **how):
-    if session.config.train.seed == 4:
+  finish = trainer.Trainer.finish
+  def failing(self, **how):
+    if self.config.train.seed == 4:
       raise WorkdirError('The disk is full.')
-    return finish(session, **how)
-  monkeypatch.setattr(train_lib, 'finish', failing)
-  how = {'seeds': 3, 'mode': 'sequential', 'at_once': 2}
+    return finish(self, **how)
+  monkeypatch.setattr(trainer.Trainer, 'finish', failing)
+  how = {'seeds': 3, 'mode': 'independent', 'at_once': 2}
   with pytest.raises(WorkdirError, match=r'The disk is full'):
     train_population(quick_config(devices=1, epochs=1), tmp_path / 'run', **how)
   monkeypatch.undo()
@@ -136,8 +139,8 @@ def test_a_member_that_fails_stops_the_others_and_is_told(tmp_path, monkeypatch)
   assert found['groups'][0]['seeds'] == [3, 4, 5]
 
 
-def test_members_differ_where_they_should(sequential):
-  histories = [runs.history(sequential[0] / 'members' / name) for name in NAMES]
+def test_members_differ_where_they_should(independent):
+  histories = [runs.history(independent[0] / 'members' / name) for name in NAMES]
   assert all(a != b for i, a in enumerate(histories) for b in histories[:i])
 
 
@@ -148,7 +151,7 @@ def test_members_that_agree_in_features_are_compiled_once(tmp_path, monkeypatch)
     traced.append(1)
     return train(self, *args)
   monkeypatch.setattr(Programs, 'train', counted)
-  train_population(quick_config(epochs=1), tmp_path / 'run', seeds=3, mode='sequential',
+  train_population(quick_config(epochs=1), tmp_path / 'run', seeds=3, mode='independent',
                    vary={'optim.learning_rate': [0.01, 0.02]})
   assert len(traced) == 1
 
@@ -158,7 +161,7 @@ def equal_states(own_config, seeds):
   mesh = sharding.make_mesh(1)
   alone = Programs(own_config, mesh, (28, 28, 1), 10, 60)
   apart = sharding.make_member_mesh(len(seeds))
-  over = stacked.MemberPrograms(Programs(own_config, apart, (28, 28, 1), 10, 60))
+  over = stacked.MemberPrograms(Programs(own_config, apart, (28, 28, 1), 10, 60), len(seeds))
   hyper = hyper_arrays(own_config)
   states = [alone.init(np.int32(seed), hyper) for seed in seeds]
   split = sharding.by_member(apart)
@@ -169,15 +172,16 @@ def equal_states(own_config, seeds):
 
 def test_a_vectorised_step_agrees_with_the_step_alone():
   own_config = config_lib.replace(config(devices=1), {
-      'data.augment.rotation': 0.0,  # Slow to compile.
+      'data.augment': (config_lib.Flip(), config_lib.Shift(2.0), config_lib.RandomErasing()),
       'train.operations': 'native', 'train.precision': 'float32', 'data.residency': 'resident'})
   seeds = [5, 6, 7, 8]
   alone, over, states, stack, _ = equal_states(own_config, seeds)
   # What may be varied is: of the optimiser, the loss, the augmentation, the dropout.
   hypers = [hyper_arrays(config_lib.replace(own_config, {
       'optim.learning_rate': 0.01 * k, 'optim.weight_decay': 0.1 * k, 'optim.momentum': 0.2 * k,
-      'train.label_smoothing': 0.05 * k, 'data.augment.flip': 0.2 * k,
-      'data.augment.shift': 1.0 * k, 'model.dropout': (0.1 * k, 0.2 * k)})) for k in (1, 2, 3, 4)]
+      'loss.label_smoothing': 0.05 * k, 'data.augment.0.probability': 0.2 * k,
+      'data.augment.1.pixels': 1.0 * k, 'optim.schedule.rise': 0.1 * k,
+      'model.dropout': (0.1 * k, 0.2 * k)})) for k in (1, 2, 3, 4)]
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (60, 28, 28, 1), np.uint8)
   labels = rng.integers(0, 10, 60).astype(np.int32)
@@ -256,8 +260,8 @@ def test_vectorised_members_learn_what_they_would_alone(vectorized, tmp_path):
   assert member['validation_loss'] == pytest.approx(alone['validation_loss'], abs=2e-2)
 
 
-def test_population_json_against_numpy_and_scipy(sequential):
-  directory, found = sequential
+def test_population_json_against_numpy_and_scipy(independent):
+  directory, found = independent
   assert found == json.loads((directory / 'population.json').read_text())
   assert [group['settings'] for group in found['groups']] == [
       {'model.dropout': 0.0}, {'model.dropout': 0.3}]
@@ -290,8 +294,8 @@ def test_population_json_against_numpy_and_scipy(sequential):
   assert (directory / 'curves.png').read_bytes()[:4] == b'\x89PNG'
 
 
-def test_a_finished_population_is_only_read(sequential):
-  directory, found = sequential
+def test_a_finished_population_is_only_read(independent):
+  directory, found = independent
   times = lambda: {path: path.stat().st_mtime_ns for path in directory.glob('members/**/*')
                    if path.is_file()}
   before = times()
@@ -304,7 +308,7 @@ def run_interrupted(directory, polls, own, **how):
   while True:
     starts += 1
     try:
-      train_population(own, directory, interrupt=runs.InterruptAt(polls), **how)
+      train_population(own, directory, signals=runs.InterruptAt(polls), **how)
       return starts
     except Interrupted:
       assert starts < 100, 'it makes no progress'
@@ -329,10 +333,10 @@ def test_a_vectorised_population_resumes_with_the_same_bits(vectorized, tmp_path
   assert_same_population(vectorized[0], tmp_path / 'run')
 
 
-def test_a_sequential_population_resumes_with_the_same_bits(sequential, tmp_path):
-  how = {'seeds': 2, 'vary': VARY, 'mode': 'sequential'}
+def test_a_independent_population_resumes_with_the_same_bits(independent, tmp_path):
+  how = {'seeds': 2, 'vary': VARY, 'mode': 'independent'}
   assert run_interrupted(tmp_path / 'run', 17, quick_config(), **how) > 2
-  assert_same_population(sequential[0], tmp_path / 'run')
+  assert_same_population(independent[0], tmp_path / 'run')
 
 
 def test_groups_and_lots_of_a_vectorised_population(vectorized, tmp_path):
@@ -363,7 +367,7 @@ def test_members_stop_early_each_for_itself(tmp_path):
   assert latest.step == still['epochs'][0] * 20 == latest.state.step
 
 
-@pytest.mark.parametrize('mode', ['sequential', 'vectorized'])
+@pytest.mark.parametrize('mode', ['independent', 'vectorized'])
 def test_a_member_that_diverges_takes_no_other_with_it(tmp_path, mode):
   own = quick_config(epochs=2, ema_decay=0.0)
   own.optim = config_lib.Adam(schedule=config_lib.Constant())
@@ -385,11 +389,11 @@ def test_a_population_of_which_none_is_left_says_so(tmp_path):
     train_population(own, tmp_path / 'run', seeds=2, mode='vectorized')
 
 
-def test_directories_of_others_are_refused(sequential, tmp_path):
-  directory, _ = sequential
+def test_directories_of_others_are_refused(independent, tmp_path):
+  directory, _ = independent
   with pytest.raises(WorkdirError, match=r'another population \(seeds: 2 -> 3'):
     train_population(quick_config(), directory, seeds=3, vary=VARY)
-  with pytest.raises(WorkdirError, match=r'mode: sequential -> vectorized'):
+  with pytest.raises(WorkdirError, match=r'mode: independent -> vectorized'):
     train_population(quick_config(), directory, seeds=2, vary=VARY, mode='vectorized')
   with pytest.raises(WorkdirError, match=r'train.epochs: 3 -> 5'):
     train_population(quick_config(epochs=5), directory, seeds=2, vary=VARY)
@@ -430,7 +434,7 @@ def test_groups_are_equal_and_fit_into_memory(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', ['sequential', 'vectorized'])
+@pytest.mark.parametrize('mode', ['independent', 'vectorized'])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, mode):
   root = pathlib.Path(__file__).parents[1]
   environment = {**os.environ, 'PYTHONPATH': str(root), 'XLA_FLAGS': ''}
@@ -450,7 +454,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, mode):
   process = start()
   out, err = process.communicate(timeout=300)
   assert (process.returncode, err) == (0, '')
-  assert out.count('/20  ') < {'sequential': 80, 'vectorized': 20}[mode], 'it goes on'
+  assert out.count('/20  ') < {'independent': 80, 'vectorized': 20}[mode], 'it goes on'
   assert 'optim.learning_rate=0.003' in out and 'ensemble' in out
   for name in ('seed-0_optim.learning_rate-0.001', 'seed-1_optim.learning_rate-0.003'):
     history = runs.history(tmp_path / 'run' / 'members' / name)
@@ -477,19 +481,19 @@ def test_a_mistake_is_told_in_one_sentence(monkeypatch, capsys, tmp_path, argume
 
 
 def test_members_whose_last_step_made_their_weights_infinite_are_given_up(tmp_path, monkeypatch):
-  original = optim.learning_rate
+  original = config_lib.Optimizer.rate
   # An epoch has 20 steps: their losses are all finite.
-  monkeypatch.setattr(optim, 'learning_rate', lambda *args: lambda step: jnp.where(
+  monkeypatch.setattr(config_lib.Optimizer, 'rate', lambda *args: lambda step: jnp.where(
       step < 19, original(*args)(step), jnp.inf))
-  for mode, says in (('vectorized', 'at step 20'), ('sequential', 'after step 20')):
+  for mode, says in (('vectorized', 'at step 20'), ('independent', 'after step 20')):
     with pytest.raises(DivergenceError, match=f'Not one of 2 members .* not finite {says}'):
       train_population(quick_config(epochs=1), tmp_path / mode, seeds=2, mode=mode)
 
 
 @pytest.mark.parametrize(('name', 'content'), [
     ('plan.json', '{}'), ('plan.json', '{"seeds": "2", "vary": {}, "mode": []}')])
-def test_a_plan_of_another_form_is_refused(sequential, tmp_path, name, content):
-  shutil.copytree(sequential[0], tmp_path / 'run')
+def test_a_plan_of_another_form_is_refused(independent, tmp_path, name, content):
+  shutil.copytree(independent[0], tmp_path / 'run')
   (tmp_path / 'run' / name).write_text(content)
   with pytest.raises(WorkdirError, match=rf'{name} is damaged'):
     train_population(quick_config(), tmp_path / 'run', seeds=2, vary=VARY)

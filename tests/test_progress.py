@@ -2,7 +2,7 @@
 
 import io
 
-from fmnist_jax.progress import Display
+from fmnist_jax.progress import Console
 
 
 def test_a_line_is_one_write():
@@ -14,7 +14,7 @@ def test_a_line_is_one_write():
       writes.append(text)
       return super().write(text)
 
-  with Display(Stream()) as display:
+  with Console(Stream()) as display:
     display.say('one')
     display.say('two\nlines')
   assert writes == ['one\n', 'two\nlines\n']

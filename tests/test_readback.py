@@ -16,10 +16,12 @@ import pytest
 import test_compare
 
 from fmnist_jax import command as command_lib
-from fmnist_jax import compare, config_file, files, readback, summary, workdir
 from fmnist_jax import config as config_lib
+from fmnist_jax import config_file
 from fmnist_jax.data import npz
 from fmnist_jax.errors import DataError, UserError, WorkdirError
+from fmnist_jax.population import comparison, summary
+from fmnist_jax.storage import files, readback, workdir
 
 # Forms.
 
@@ -155,7 +157,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path, kind):
 def test_paths_that_cannot_be(path, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for read in (workdir.read_config, lambda path: summary.read(pathlib.Path(path)),
-               lambda path: compare.read([path]), lambda path: npz.read(path or 'x'),
+               lambda path: comparison.read([path]), lambda path: npz.read(path or 'x'),
                config_file.load):
     with pytest.raises(UserError):
       read(path)
@@ -187,13 +189,15 @@ def test_broken_configs(tmp_path, config):
 
 OVERRIDES = [name for name, _, _ in config_lib.leaves(config_lib.Config(
     optim=config_lib.AdamW(schedule=config_lib.Cosine())))]
-OVERRIDES += ['model', 'optim', 'optim.schedule', 'train', 'data.augment', 'data.__class__.name',
-              '__class__.data', 'train.epochs.real', 'model.channels.0', '', '.', '..']
+OVERRIDES += ['model', 'optim', 'optim.schedule', 'train', 'data', 'data.augment',
+              'data.augment.0.probability', 'data.augment.7.x', 'data.augment.0',
+              'data.__class__.name', '__class__.data', 'train.epochs.real', 'model.channels.0', '',
+              '.', '..']
 
 
 def test_overrides_nobody_expects(monkeypatch):
   parsed = config_file.load('smoke')
-  monkeypatch.setattr(config_file.runpy, 'run_path', lambda _: {'get_config': lambda: parsed})
+  monkeypatch.setattr(config_file, '_written', lambda _: parsed)
 
   @fuzzing.SETTINGS
   @hypothesis.given(fuzzing.RANDOM)
@@ -270,9 +274,9 @@ def _run(tmp_path_factory):
 
 def use(directory):
   """All that reads a finished run's files, but for drawing."""
-  system, = compare.read([directory])
-  table = compare.cells([compare.row(system)])
-  found = compare.difference(system, system)
+  system, = comparison.read([directory])
+  table = comparison.cells([comparison.row(system)])
+  found = comparison.difference(system, system)
   assert len(table) == 2 and found['words']
 
 
@@ -321,14 +325,14 @@ def test_broken_populations(run, tmp_path):
   good = {'groups': [{'settings': {'optim.learning_rate': 0.1}, 'members': ['run']}]}
   (tmp_path / 'members').symlink_to(directory.parent)
   (tmp_path / 'population.json').write_text(json.dumps(good))
-  assert compare.read([tmp_path])[0].members
+  assert comparison.read([tmp_path])[0].members
 
   @fuzzing.SETTINGS
   @hypothesis.given(fuzzing.RANDOM)
   def check(chance):
     (tmp_path / 'population.json').write_bytes(fuzzing.broken(chance, good))
     try:
-      compare.read([tmp_path])
+      comparison.read([tmp_path])
     except UserError as error:
       fuzzing.assert_one_sentence(error)
 
@@ -353,8 +357,9 @@ def test_broken_own_data(tmp_path):
     except DataError as error:
       fuzzing.assert_one_sentence(error)
       return
-    assert found.images.dtype == np.uint8 and len(found.images) == len(found.labels)
-    assert set(found.labels) == set(range(len(found.class_names)))
+    images, labels = found.train.arrays()
+    assert images.dtype == np.uint8 and len(images) == len(labels)
+    assert set(labels) == set(range(len(found.class_names)))
 
   check()
 
@@ -363,7 +368,7 @@ KINDS = ('u1', 'i8', 'f2', 'f4', 'f8', 'g', 'c8', '?', 'O', 'U3', 'S2', 'M8[s]',
 
 
 def test_images_nobody_expects():
-  from fmnist_jax.run import check_images
+  from fmnist_jax.trained_model import check_images
 
   @fuzzing.SETTINGS
   @hypothesis.given(fuzzing.RANDOM)
@@ -393,7 +398,8 @@ def test_images_nobody_expects():
 # Arguments.
 
 ARGUMENTS = ('--workdir', '--split', '--checkpoint', '--data_dir', '--config', '--seeds', '--vary',
-             '--mode', '--at_once', '--output', '--coordinator', '--processes', '--process',
+             '--mode', '--at_once', '--output', '--import', '--coordinator', '--processes',
+             '--process',
              '--config.train.epochs', '--', '-h5', '-', '--x',
              '--config.', '--config.x')
 
@@ -401,7 +407,8 @@ ARGUMENTS = ('--workdir', '--split', '--checkpoint', '--data_dir', '--config', '
 @pytest.mark.parametrize('program', ['main', 'evaluate', 'population', 'compare'])
 def test_arguments_nobody_expects(program, tmp_path, monkeypatch):
   import importlib
-  module = importlib.import_module(f'fmnist_jax.{program}')
+  place = f'{program}.__main__' if program == 'population' else program
+  module = importlib.import_module(f'fmnist_jax.{place}')
   monkeypatch.chdir(tmp_path)
   settings = hypothesis.settings(fuzzing.SETTINGS, max_examples=min(
       fuzzing.SETTINGS.max_examples, 20_000))
@@ -417,15 +424,15 @@ def test_arguments_nobody_expects(program, tmp_path, monkeypatch):
       argv += chance.choice([[name], [f'{name}={value}'], [name, value], [value]])
     try:
       if program == 'main':
-        file, _, overrides, _ = module.parse(argv)
-        config_file.load(file, overrides)
+        args, overrides, _ = module.parse(argv)
+        command_lib.load_config(args, overrides)
         assert '--config.train.epochs' in ' '.join(argv) or not overrides
       elif program == 'population':
         # No config of that name: all arguments are read, and nothing is trained.
         monkeypatch.setattr(sys, 'argv', ['population', *argv, '--config=nothing'])
         module.main(None)
       else:
-        module.main(argv)
+        module.main(None, argv)
         raise AssertionError('there is nothing to read')
     except UserError as error:
       fuzzing.assert_one_sentence(error.__class__(command_lib.one_line(str(error))), 2001)

@@ -1,12 +1,15 @@
 """The README's examples run as they stand."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
-from fmnist_jax import summary
+from fmnist_jax.population import summary
 
 README = pathlib.Path(__file__).parents[1] / 'README.md'
 EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text(), flags=re.DOTALL)
@@ -26,6 +29,22 @@ def test_an_example_runs(number, tmp_path, monkeypatch, capsys):
 
 def test_there_are_two():
   assert len(EXAMPLES) == 2
+
+
+def test_what_is_brought_trains_as_its_page_says(tmp_path):
+  page = (README.parent / 'docs' / 'bring_your_own.md').read_text()
+  example, = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
+  (tmp_path / 'lab.py').write_text(example)
+  command = [sys.executable, '-m', 'fmnist_jax.main', '--config=lab.py',
+             '--config.data.name=synthetic', '--config.data.train_examples=400',
+             '--config.data.test_examples=100', '--config.data.validation_examples=100',
+             '--config.data.batch_size=20', '--config.model.width=8', '--config.train.epochs=8']
+  process = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True,
+                           env={**os.environ, 'PYTHONPATH': str(README.parent), 'XLA_FLAGS': ''})
+  assert (process.returncode, process.stderr) == (0, '')
+  saved = json.loads((tmp_path / 'runs' / 'lab' / 'config.json').read_text())
+  assert saved['model'] == {'type': 'lab:Net', 'width': 8, 'rate': 0.1}
+  assert json.loads((tmp_path / 'runs' / 'lab' / 'results.json').read_text())['accuracy'] > 0.3
 
 
 def test_every_config_is_listed():

@@ -15,13 +15,16 @@ import pytest
 import runs
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import files, optim, train, workdir
-from fmnist_jax.checkpoint import Checkpoints
+from fmnist_jax import train
+from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
-from fmnist_jax.interrupt import Interrupt, Interrupted
-from fmnist_jax.progress import Display
-from fmnist_jax.session import Equipment, Session
+from fmnist_jax.interrupt import Interrupted, Unwatched
+from fmnist_jax.optimizers import Optimizer
+from fmnist_jax.progress import Console
+from fmnist_jax.storage import files, workdir
+from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.train import train_and_evaluate
+from fmnist_jax.trainer import Trainer
 
 
 @pytest.fixture(scope='module', name='whole')
@@ -38,7 +41,7 @@ def run_interrupted(config, directory, polls):
   while True:
     starts += 1
     try:
-      train_and_evaluate(config, directory, interrupt=runs.InterruptAt(polls))
+      train_and_evaluate(config, directory, signals=runs.InterruptAt(polls))
       return starts
     except Interrupted:
       assert starts < 100, 'it makes no progress'
@@ -65,7 +68,7 @@ def test_ten_runs_have_the_same_bits(tmp_path, devices):
   found = []
   for number in range(10):
     with workdir.Workdir(tmp_path / str(number), config) as held:
-      run = Session(config, held, equipment, Display(silent=True), Interrupt())
+      run = Trainer(config, held, equipment, Console(), Unwatched())
       run.fit()
       found.append((jax.device_get(run.state), runs.history(held.path)))
   for state, history in found[1:]:
@@ -88,7 +91,7 @@ def test_streamed_batches_give_the_bits_of_resident_ones(whole, tmp_path):
 def test_a_damaged_newest_checkpoint_costs_an_epoch_and_no_bits(whole, tmp_path):
   config = runs.full_config()
   with pytest.raises(Interrupted):
-    train_and_evaluate(config, tmp_path / 'run', interrupt=runs.InterruptAt(18))
+    train_and_evaluate(config, tmp_path / 'run', signals=runs.InterruptAt(18))
   checkpoints = sorted((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'),
                        key=lambda path: int(path.name))
   assert len(checkpoints) > 1
@@ -100,7 +103,7 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_and_no_bits(whole, tmp_path)
 def test_a_kill_before_the_first_checkpoint_leaves_no_record_twice(whole, tmp_path):
   config = runs.full_config()
   with pytest.raises(Interrupted):
-    train_and_evaluate(config, tmp_path / 'run', interrupt=runs.InterruptAt(9))
+    train_and_evaluate(config, tmp_path / 'run', signals=runs.InterruptAt(9))
   assert len(runs.history(tmp_path / 'run')) == 1
   # As if killed after the record was written and before the checkpoint was.
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
@@ -132,7 +135,7 @@ def test_another_config_is_refused_and_named(whole):
 
 def test_a_lost_history_is_not_hidden(tmp_path):
   with pytest.raises(Interrupted):
-    train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=runs.InterruptAt(12))
+    train_and_evaluate(runs.full_config(), tmp_path / 'run', signals=runs.InterruptAt(12))
   (tmp_path / 'run' / 'metrics.jsonl').unlink()
   with pytest.raises(CheckpointError, match=r'metrics.jsonl has 0 epochs'):
     train_and_evaluate(runs.full_config(), tmp_path / 'run')
@@ -160,12 +163,12 @@ def test_divergence_stops_at_its_step_and_keeps_the_last_good_checkpoint(tmp_pat
 
 def explode_at(monkeypatch, at, peak):
   """From this step on the learning rate is `peak`."""
-  original = optim.learning_rate
+  original = Optimizer.rate
 
-  def learning_rate(*args):
-    rate = original(*args)
+  def exploding(self, horizon):
+    rate = original(self, horizon)
     return lambda step: jnp.where(step < at, rate(step), peak)
-  monkeypatch.setattr(optim, 'learning_rate', learning_rate)
+  monkeypatch.setattr(Optimizer, 'rate', exploding)
 
 
 @pytest.mark.parametrize(('at', 'peak', 'polls', 'says'), [
@@ -182,7 +185,7 @@ def test_divergence_keeps_what_was_good_and_is_told_again(tmp_path, monkeypatch,
     # An epoch has four dispatches and two evaluation batches: the signal comes after step 26.
     interrupt = runs.InterruptAt(polls if not told else polls - 6)
     with pytest.raises(DivergenceError, match=says) as caught:
-      train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=interrupt)
+      train_and_evaluate(runs.full_config(), tmp_path / 'run', signals=interrupt)
     told.append(str(caught.value))
     assert 'the checkpoint of step 20 is kept' in told[-1] and '\n' not in told[-1]
     checkpoints = Checkpoints(tmp_path / 'run' / 'checkpoints')
@@ -265,7 +268,7 @@ def test_a_clock_that_jumps_by_hours_changes_no_bit_and_no_duration(whole, tmp_p
     ({'clean_train_loss': None}, 'line 1: clean_train_loss is no number')])
 def test_a_history_that_was_tampered_with_is_not_gone_on_with(tmp_path, change, says):
   with pytest.raises(Interrupted):
-    train_and_evaluate(runs.full_config(), tmp_path / 'run', interrupt=runs.InterruptAt(9))
+    train_and_evaluate(runs.full_config(), tmp_path / 'run', signals=runs.InterruptAt(9))
   path = tmp_path / 'run' / 'metrics.jsonl'
   path.write_text(json.dumps(json.loads(path.read_text()) | change) + '\n')
   with pytest.raises(CheckpointError, match=says):

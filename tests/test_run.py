@@ -16,8 +16,11 @@ import sklearn.metrics
 
 import fmnist_jax
 from fmnist_jax import config as config_lib
-from fmnist_jax import evaluate, manifest, session, summary
+from fmnist_jax import evaluation
+from fmnist_jax import trainer as session
 from fmnist_jax.errors import CheckpointError, DataError, DivergenceError, UserError, WorkdirError
+from fmnist_jax.population import summary
+from fmnist_jax.storage import manifest
 from fmnist_jax.train import train_and_evaluate
 
 # In float32 programs for other numbers of images or devices agree to 1e-6; in bfloat16 only to
@@ -79,7 +82,8 @@ def test_results_and_history_have_the_promised_fields(finished):
   assert set(found) == {
       'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'loss', 'macro_f1',
       'expected_calibration_error', 'confusion_matrix', 'per_class', 'parameters', 'best_epoch',
-      'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device'}
+      'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device',
+      'precision', 'operations'}
   assert found['synthetic'] is True and found['split'] == 'test'
   assert set(found['seconds']) == {'data', 'compile', 'train', 'evaluate'}
   assert all(value > 0 for value in found['seconds'].values())
@@ -298,9 +302,9 @@ def test_loading_a_run_from_a_stranger_executes_no_code(finished, tmp_path):
 def test_predictions_that_are_no_probabilities_are_told(finished):
   run = fmnist_jax.load_run(finished[0])
   with pytest.raises(DivergenceError, match=r'validation images probabilities that are not finite'):
-    evaluate.results(described=run.progress['data'], split='validation',
+    evaluation.results(described=run.progress['data'], split='validation',
                      probabilities=np.full((3, 10), np.nan, np.float32), labels=np.arange(3),
-                     parameters=1, progress=run.progress, seed=0, seconds={},
+                     parameters=1, progress=run.progress, train=CONFIG.train, seconds={},
                      mesh=run.programs.mesh)
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmnist_jax import step
+from fmnist_jax.losses import CrossEntropy
 
 
 class Linear(nn.Module):
@@ -29,6 +30,10 @@ class Normed(nn.Module):
     return nn.Dense(3)(x)
 
 
+def train_step(state, images, labels, **how):
+  return step.train_step(state, images, jax.nn.one_hot(labels, 3), **how)
+
+
 def batch(count=8, seed=0):
   random = np.random.default_rng(seed)
   return (jnp.asarray(random.random((count, 6, 6, 1), np.float32)),
@@ -41,24 +46,24 @@ def start(module, tx, ema=False, seed=0):
 
 def test_cross_entropy_by_hand():
   logits = jnp.array([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0]])
-  labels = jnp.array([1, 2])
+  targets = jax.nn.one_hot(jnp.array([1, 2]), 3)
   p = np.exp([[1, 2, 0.5], [0, 0, 0]])
   log_p = np.log(p / p.sum(1, keepdims=True))
   expected = -np.array([log_p[0, 1], log_p[1, 2]])
-  np.testing.assert_allclose(step.cross_entropy(logits, labels), expected, rtol=1e-6)
+  np.testing.assert_allclose(step.cross_entropy(logits, targets), expected, rtol=1e-6)
+  mixed = jnp.array([[0.25, 0.75, 0.0], [0.5, 0.0, 0.5]])
+  np.testing.assert_allclose(step.cross_entropy(logits, mixed), -(mixed * log_p).sum(1), rtol=1e-6)
   smooth = 0.9 * expected - 0.1 * log_p.mean(1)
-  np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.1), smooth, rtol=1e-6)
-  # The same as the smoothed target written out, by optax.
-  target = optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.1)
-  np.testing.assert_allclose(step.cross_entropy(logits, labels, 0.1),
-                             optax.softmax_cross_entropy(logits, target), rtol=1e-6)
+  np.testing.assert_allclose(CrossEntropy(label_smoothing=0.1)(logits, targets), smooth, rtol=1e-6)
+  np.testing.assert_array_equal(CrossEntropy()(logits, targets),
+                                step.cross_entropy(logits, targets))
 
 
 def test_a_linear_model_learns_by_the_gradient_of_the_mean_loss():
   tx = optax.sgd(0.5)
   state = start(Linear(), tx)
   images, labels = batch()
-  new, sums = step.train_step(state, images, labels, apply=Linear().apply, tx=tx)
+  new, sums = train_step(state, images, labels, apply=Linear().apply, tx=tx)
   x = np.asarray(images, np.float64).reshape(8, -1)
   kernel = np.asarray(state.params['Dense_0']['kernel'], np.float64)
   logits = x @ kernel
@@ -76,7 +81,7 @@ def test_batch_statistics_and_dropout_belong_to_the_step():
   tx = optax.sgd(0.1)
   state = start(Normed(), tx)
   images, labels = batch()
-  go = lambda state: step.train_step(state, images, labels, apply=Normed().apply, tx=tx)[0]
+  go = lambda state: train_step(state, images, labels, apply=Normed().apply, tx=tx)[0]
   new = go(state)
   conv = nn.Conv(4, (3, 3)).apply({'params': state.params['Conv_0']}, images)
   np.testing.assert_allclose(new.model_state['batch_stats']['BatchNorm_0']['mean'],
@@ -90,7 +95,7 @@ def test_batch_statistics_and_dropout_belong_to_the_step():
 def test_streams_and_steps_have_keys_of_their_own():
   state = start(Linear(), optax.sgd(0.1))
   keys = [jax.random.key_data(state.replace(step=jnp.int32(t)).step_key(stream)).tolist()
-          for t in range(5) for stream in (step.DROPOUT, step.AUGMENT)]
+          for t in range(5) for stream in (step.DROPOUT, step.AUGMENT, step.NOISE)]
   assert len({tuple(key) for key in keys}) == len(keys)
 
 
@@ -100,7 +105,7 @@ def test_moving_averages_follow_their_formula_and_are_what_is_evaluated():
   images, labels = batch()
   expected = np.asarray(state.params['Dense_0']['kernel'], np.float64)
   for t in range(20):
-    state, _ = step.train_step(state, images, labels, apply=Normed().apply, tx=tx, ema_decay=0.6)
+    state, _ = train_step(state, images, labels, apply=Normed().apply, tx=tx, ema_decay=0.6)
     decay = min(0.6, (1 + t) / (10 + t))
     expected = decay * expected + (1 - decay) * np.asarray(state.params['Dense_0']['kernel'])
   used = state.variables()
@@ -110,6 +115,35 @@ def test_moving_averages_follow_their_formula_and_are_what_is_evaluated():
           != np.asarray(state.model_state['batch_stats']['BatchNorm_0']['mean'])).any()
 
 
+class Counting(nn.Module):
+  """A collection and an RNG of names that nobody has heard of; a counter is no average."""
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = images.reshape(images.shape[0], -1)
+    calls = self.variable('tally', 'calls', lambda: jnp.zeros((), jnp.int32))
+    largest = self.variable('tally', 'largest', lambda: jnp.zeros((), jnp.float32))
+    if train:
+      x = x + jax.random.normal(self.make_rng('jitter'), x.shape)
+      calls.value, largest.value = calls.value + 1, jnp.maximum(largest.value, x.max())
+    return nn.Dense(3)(x)
+
+
+def test_collections_and_rngs_of_any_name_work_and_counters_are_not_averaged():
+  tx = optax.sgd(0.1)
+  state = start(Counting(), tx, ema=True)
+  images, labels = batch()
+  seen = []
+  for _ in range(3):
+    state, sums = train_step(state, images, labels, apply=Counting().apply, tx=tx, ema_decay=0.5)
+    seen.append(float(sums.loss))
+  assert len(set(seen)) == 3
+  averages = state.variables()['tally']
+  assert int(averages['calls']) == int(state.model_state['tally']['calls']) == 3
+  assert averages['calls'].dtype == jnp.int32
+  assert 0 < float(averages['largest']) < float(state.model_state['tally']['largest'])
+
+
 def test_the_first_bad_step_is_remembered():
   tx = optax.sgd(0.1)
   state = start(Linear(), tx)
@@ -117,7 +151,7 @@ def test_the_first_bad_step_is_remembered():
   total = step.Sums.zero()
   for t in range(4):
     broken = images.at[0, 0, 0, 0].set(jnp.inf) if t == 2 else images
-    state, sums = step.train_step(state, broken, labels, apply=Linear().apply, tx=tx)
+    state, sums = train_step(state, broken, labels, apply=Linear().apply, tx=tx)
     total = total + sums
   assert int(total.bad_step) == 2
 
@@ -140,7 +174,7 @@ def test_a_step_on_several_devices_is_the_step_on_one(devices):
   tx = optax.sgd(0.5)
   state = start(Normed(), tx, ema=True)
   images, labels = batch(8)
-  go = jax.jit(lambda state, images, labels: step.train_step(
+  go = jax.jit(lambda state, images, labels: train_step(
       state, images, labels, apply=Normed().apply, tx=tx, ema_decay=0.9))
   mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices],
                        axis_types=(AxisType.Auto,))
@@ -160,7 +194,7 @@ def test_no_step_compiles_twice():
   @jax.jit
   def go(state, images, labels):
     traced.append(1)
-    return step.train_step(state, images, labels, apply=Normed().apply, tx=tx)
+    return train_step(state, images, labels, apply=Normed().apply, tx=tx)
 
   state = start(Normed(), tx)
   for _ in range(3):

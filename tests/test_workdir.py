@@ -8,9 +8,9 @@ import pytest
 from faults import fail_with, kill, names, start
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import workdir as workdir_lib
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.workdir import History, Workdir
+from fmnist_jax.storage import workdir as workdir_lib
+from fmnist_jax.storage.workdir import History, Workdir
 
 # The history.
 
@@ -149,7 +149,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path):
   first = start('import time\n'
-                'from fmnist_jax.workdir import Workdir\n'
+                'from fmnist_jax.storage.workdir import Workdir\n'
                 'from fmnist_jax.config import Config\n'
                 f'workdir = Workdir({str(tmp_path)!r}, Config())\n'
                 'print("ready", flush=True)\n'
@@ -179,7 +179,7 @@ def test_a_refused_config_does_not_keep_the_lock(tmp_path):
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
   parent = start('import os, time\n'
-                 'from fmnist_jax.workdir import Workdir\n'
+                 'from fmnist_jax.storage.workdir import Workdir\n'
                  'from fmnist_jax.config import Config\n'
                  f'workdir = Workdir({str(tmp_path)!r}, Config())\n'
                  'pid = os.fork()\n'

@@ -43,10 +43,13 @@ def _torch(**options: Any) -> dict[str, Any]:
   return {'channels_last': False, 'bf16': False, 'compile': False, **options}
 
 
-_CNNS = ('cnn', 'cnn_blocks')
+# The last two have rows of ours and of PyTorch's alone.
+_DEEP = ('cnn_deep', 'cnn_dropout')
+_CNNS = ('cnn', 'cnn_blocks', *_DEEP)
 MODES = {mode.name: mode for mode in (
-    Mode('ours', 'fmnist_jax', 'ours', {'precision': 'auto'}),
-    Mode('ours_float32', 'fmnist_jax, float32', 'ours', {'precision': 'float32'}),
+    Mode('ours', 'fmnist_jax', 'ours', {'precision': 'auto'}, ('mlp', *_CNNS)),
+    Mode('ours_float32', 'fmnist_jax, float32', 'ours', {'precision': 'float32'},
+         ('mlp', *_CNNS)),
     Mode('flax', 'Flax, plain', 'flax', {}),
     Mode('keras', 'Keras', 'keras', _keras()),
     Mode('keras_data', 'Keras, tf.data, 32 steps a call', 'keras',
@@ -63,8 +66,10 @@ MODES = {mode.name: mode for mode in (
          _torch(channels_last=True, compile=True, bf16=True)),
 )}
 
-SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn', 32), ('cnn', 512), ('cnn_blocks', 128))
-QUICK_SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn_blocks', 128))
+SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn', 32), ('cnn', 512), ('cnn_blocks', 128),
+            ('cnn_deep', 128), ('cnn_dropout', 128))
+QUICK_SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn_blocks', 128), ('cnn_deep', 128),
+                  ('cnn_dropout', 128))
 
 
 @dataclasses.dataclass(frozen=True)

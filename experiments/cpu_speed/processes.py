@@ -87,7 +87,7 @@ def measure(spec: dict[str, Any], data: pathlib.Path, work: pathlib.Path,
 
 
 # The recipe for few seconds: `configs/cnn.py` takes its time, for an accuracy beyond these.
-SHORT = {'train.epochs': 5, 'data.augment.flip': 0, 'data.augment.shift': 0}
+SHORT = {'train.epochs': 5, 'data.augment': ''}
 
 
 def command_line(spec: dict[str, Any], name: str, data_dir: str,

@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
   parser.add_argument('--torch_pip', default='', metavar='ARGUMENTS',
                       help='more arguments for pip when it installs torch, e.g. the index of CPU '
                       'builds')
-  parser.add_argument('--quick', action='store_true', help='10,000 examples, one round, two models')
+  parser.add_argument('--quick', action='store_true', help='10,000 examples, one round')
   parser.add_argument('--rounds', type=int, help='how often each contender is measured')
   parser.add_argument('--train_examples', type=int, help='examples of an epoch, at most 55,000')
   parser.add_argument('--models', help='only these, e.g. mlp,cnn')

@@ -12,8 +12,8 @@ import same
 import watch
 from campaign import Campaign
 
-from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError
+from fmnist_jax.storage.checkpoint import Checkpoints
 
 
 def _truncate(path: pathlib.Path, chance: random.Random) -> None:

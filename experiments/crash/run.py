@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import backend, command
+from fmnist_jax import command, machine
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
@@ -54,7 +54,7 @@ def main(interrupt: Interrupt) -> None:
   args = arguments()
   if not shutil.which('gcc') or platform.system() != 'Linux':
     raise UserError('This needs Linux and gcc, which makes the library that watches.')
-  backend.prepare_environment()
+  machine.prepare_environment()
   os.environ['JAX_PLATFORMS'] = 'cpu'
   # Told in the notes, where it matters.
   logging.getLogger('absl').propagate = False
@@ -73,9 +73,9 @@ def main(interrupt: Interrupt) -> None:
       if part != 'report':
         _try(part, campaign, args.quick)
     found = summary.summarize(campaign)
-    results: dict[str, Any] = {**found, 'seconds': seconds(), 'versions': backend.versions(),
+    results: dict[str, Any] = {**found, 'seconds': seconds(), 'versions': machine.versions(),
                                'device': _processor()}
-  experiment.save(results, f'{summary.text(results)}\n\n{record.machine(results)}, Linux '
+  experiment.save(results, f'{summary.text(results)}\n\n{record.where(results)}, Linux '
                   f'{platform.release()}. All took {record.duration(results["seconds"])}.')
 
 

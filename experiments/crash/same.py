@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fmnist_jax.checkpoint import Checkpoints
 from fmnist_jax.errors import CheckpointError
-from fmnist_jax.run import load_run
+from fmnist_jax.storage.checkpoint import Checkpoints
+from fmnist_jax.trained_model import load_run
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 import record
 
-from fmnist_jax import config_file, data, files, metrics, summary, workdir
+from fmnist_jax import config_file, data, metrics
+from fmnist_jax.population import summary
+from fmnist_jax.storage import files, workdir
 
 MODELS = ('mlp', 'cnn', 'cnn_blocks', 'cnn_augmented')
 PAIRS, FIRST, SHOWN = 10, 5, 40

@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import command, evaluate
+from fmnist_jax import command, evaluation
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
@@ -110,7 +110,7 @@ def main(interrupt: Interrupt) -> None:
   found: dict[str, Any] = {
       'memory': {mark: at(memory, mark) for mark in marks},
       'resume': [resumed(runs, count) for count in (3, many)],
-      'versions': evaluate.versions(), 'minutes': round((time.perf_counter() - began) / 60, 1)}
+      'versions': evaluation.versions(), 'minutes': round((time.perf_counter() - began) / 60, 1)}
   rows = [['epochs so far', *map(str, found['memory'])],
           ['resident memory, MiB', *(f'{value:.0f}' for value in found['memory'].values())]]
   names = [('first_seconds', 'whole run, s'), ('again_seconds', 'start to finish again, s'),

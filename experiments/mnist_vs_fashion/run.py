@@ -12,8 +12,10 @@ import numpy as np
 import record
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import config_file, data, files, metrics, summary, workdir
+from fmnist_jax import config_file, data, metrics
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.population import summary
+from fmnist_jax.storage import files, workdir
 
 MODELS, SETS = ('mlp', 'cnn'), ('mnist', 'fashion_mnist')
 TITLES = {'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST'}
@@ -116,8 +118,10 @@ def body(experiment: record.Experiment) -> None:
     found[name] = {}
     for model in MODELS:
       # A mirrored digit is no digit.
-      changes = {'data.name': name} | ({'data.augment.flip': 0.0} if name == 'mnist' else {})
-      config = config_lib.replace(config_file.load(model), changes)
+      config = config_lib.replace(config_file.load(model), {'data.name': name})
+      if name == 'mnist':
+        config.data.augment = tuple(one for one in config.data.augment
+                                    if not isinstance(one, config_lib.Flip))
       label = model if name == 'fashion_mnist' else f'{model}_{name}'
       directory = experiment.population(label, config, folders[name])
       found[name][model] = errors(directory)

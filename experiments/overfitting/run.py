@@ -10,8 +10,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import numpy as np
 import record
 
-from fmnist_jax import compare, config_file, files, metrics, summary, workdir
-from fmnist_jax.config import CNN, MLP, Adam, AdamW, Augment, Config, Data, Train
+from fmnist_jax import config_file, metrics
+from fmnist_jax.config import CNN, MLP, Adam, AdamW, Config, Data, Flip, Shift, Train
+from fmnist_jax.population import comparison, summary
+from fmnist_jax.storage import files, workdir
 
 EPOCHS = {'mlp': 40, 'cnn': 20}
 LAYERS = {'mlp': {False: MLP(hidden=(128,)), True: MLP(hidden=(128,), dropout=0.3)},
@@ -25,7 +27,7 @@ REMEDIES = {
 def config(family: str, remedies: tuple[str, ...]) -> Config:
   """A family with the plain recipe of the tutorials (Adam, constant rate) and some remedies."""
   optim = AdamW(weight_decay=0.1) if 'decay' in remedies else Adam()
-  augment = Augment(flip=0.5, shift=2) if 'augment' in remedies else Augment()
+  augment = (Flip(), Shift(2)) if 'augment' in remedies else ()
   return Config(
       data=Data(augment=augment), model=LAYERS[family]['dropout' in remedies], optim=optim,
       train=Train(epochs=EPOCHS[family], monitor='validation_loss',
@@ -135,7 +137,7 @@ def body(experiment: record.Experiment) -> None:
   plain = [directories[family]['nothing'] for family in LAYERS]
   pair = [experiment.population(name, config_file.load(name))
           for name in ('cnn_basic', 'cnn_deep')]
-  families, deeper = (compare.difference(*compare.read(two)) for two in (plain, pair))
+  families, deeper = (comparison.difference(*comparison.read(two)) for two in (plain, pair))
   families['seconds'] = [experiment.seconds[directory.name] for directory in plain]
   one = files.read_json(pair[0] / 'population.json')
   results = {'remedies': found, 'families': families, 'deeper': deeper,

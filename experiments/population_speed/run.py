@@ -22,10 +22,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import compare, config_file, files, summary
+from fmnist_jax import config_file, settings
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.population import comparison, summary
+from fmnist_jax.storage import files
 
-WAYS = ('separate processes', 'sequential', 'vectorized')
+WAYS = ('separate processes', 'independent', 'vectorized')
 
 
 def command(model: str, directory: pathlib.Path, seeds: int, first: int, mode: str,
@@ -57,7 +59,7 @@ def measure(experiment: record.Experiment, work: pathlib.Path, model: str, way: 
   environment = {**os.environ, 'XDG_CACHE_HOME': str(cache.resolve()),
                  'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
   if way == WAYS[0]:
-    commands = [command(model, work / str(seed), 1, seed, 'sequential', experiment.args)
+    commands = [command(model, work / str(seed), 1, seed, 'independent', experiment.args)
                 for seed in range(members)]
   else:
     commands = [command(model, work, members, 0, way, experiment.args)]
@@ -94,7 +96,7 @@ def prepare(experiment: record.Experiment, model: str) -> dict[str, Any]:
   work = experiment.runs / 'population_speed' / 'prepare'
   shutil.rmtree(work, ignore_errors=True)
   args = argparse.Namespace(**{**vars(experiment.args), 'epochs': 1})
-  ended = subprocess.run(command(model, work, 1, 0, 'sequential', args), check=False,
+  ended = subprocess.run(command(model, work, 1, 0, 'independent', args), check=False,
                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
   if ended.returncode:
     raise failed(ended, ended.stderr)
@@ -122,7 +124,7 @@ def body(experiment: record.Experiment) -> None:
   """Measures what has not been measured, writes the table."""
   args = experiment.args
   models = args.models.split(',')
-  sizes = config_file.parse('--members', args.members, 'tuple[int, ...]')
+  sizes = settings.parse('--members', args.members, settings.Kind(int, True, False))
   if min(*sizes, args.epochs, args.rounds) < 1:
     raise ConfigError('--members, --epochs and --rounds must be at least 1.')
   for model in models:
@@ -163,9 +165,9 @@ def agreement(directory: pathlib.Path) -> dict[str, Any] | None:
   both = sizes[0] & sizes[1]
   if not both:
     return None
-  systems = compare.read([directory / f'{way}-{max(both)}' for way in WAYS[1:]])
-  return {**{way: compare.row(system)['accuracy'] for way, system in zip(WAYS[1:], systems)},
-          'difference': compare.difference(*systems)}
+  systems = comparison.read([directory / f'{way}-{max(both)}' for way in WAYS[1:]])
+  return {**{way: comparison.row(system)['accuracy'] for way, system in zip(WAYS[1:], systems)},
+          'difference': comparison.difference(*systems)}
 
 
 def rate(walls: Mapping[str, list[float]], way: str, members: int) -> float | None:
@@ -206,13 +208,13 @@ def section(device: str, found: Mapping[str, Any]) -> str:
     if entry['agreement']:
       one, other = (entry['agreement'][way] for way in WAYS[1:])
       lines[-1] += (
-          f' Test accuracy of the {len(one["values"])} members of the largest: sequential '
+          f' Test accuracy of the {len(one["values"])} members of the largest: independent '
           f'{summary.plus_minus(one, 100, 2)} % (standard deviation '
           f'{100 * (one["std"] or 0):.2f}), vectorized {summary.plus_minus(other, 100, 2)} % '
           f'({100 * (other["std"] or 0):.2f}). '
           f'{entry["agreement"]["difference"]["words"]}')
   drawn = ' SYNTHETIC images.' if found['synthetic'] else ''
-  machine = record.machine({'device': device, 'versions': found['versions']})
+  machine = record.where({'device': device, 'versions': found['versions']})
   words = '\n'.join(lines)
   return (f'{record.table(rows)}\n\n{machine}.{drawn} Models a minute, of several measurements '
           'the median; in brackets: how many times the rate of separate processes.\n\n'

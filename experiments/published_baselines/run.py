@@ -9,8 +9,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import record
 
-from fmnist_jax import compare, config_file, files
 from fmnist_jax import config as config_lib
+from fmnist_jax import config_file
+from fmnist_jax.population import comparison
+from fmnist_jax.storage import files
 
 # Config; whose it is; what was reported (%); our floor and aim for the mean over seeds (%).
 BASELINES = (
@@ -39,7 +41,7 @@ def load(name: str) -> config_lib.Config:
 def body(experiment: record.Experiment) -> None:
   """Trains all, compares them, writes the table."""
   directories = {name: experiment.population(name, load(name)) for name, *_ in BASELINES}
-  found = compare.compare(list(directories.values()),
+  found = comparison.compare(list(directories.values()),
                           experiment.runs / 'published_baselines-compare')
   rows = [['model', 'parameters', 'reported %', 'test accuracy %', 'lowest to highest', 'loss',
            'ensemble %', 'floor', 'aim']]
@@ -53,9 +55,9 @@ def body(experiment: record.Experiment) -> None:
                                'floor': floor, 'aim': aim, 'floor_met': met, 'aim_met': reached})
     below = f', loss < {limit:.2f}' if name in LOSS_LIMIT else ''
     rows.append([f'{whose} (`{name}`)', f'{system["parameters"]:,}', reported,
-                 compare.summary.plus_minus(accuracy, 100, 2),
+                 comparison.summary.plus_minus(accuracy, 100, 2),
                  f'{100 * accuracy["min"]:.2f} to {100 * accuracy["max"]:.2f}',
-                 compare.summary.plus_minus(loss, 1, 4),
+                 comparison.summary.plus_minus(loss, 1, 4),
                  f'{100 * system["ensemble"]["accuracy"]:.2f}',
                  '-' if floor is None else f'{floor}{below} {"met" if met else "MISSED"}',
                  '-' if aim is None else f'{aim} {"met" if reached else "missed"}'])

@@ -1,8 +1,21 @@
 """Data: find, verify, prepare, deal out, order, stream, augment."""
 
-from fmnist_jax.data.dataset import Dataset, Split
-from fmnist_jax.data.pipeline import epoch_order, is_resident, load
+from fmnist_jax.data.augmentations import (
+    Affine,
+    Augmentation,
+    CutMix,
+    Flip,
+    MixUp,
+    RandomErasing,
+    Shift,
+    augment,
+)
+from fmnist_jax.data.dataset import Dataset, MemorySource, Source, Split
+from fmnist_jax.data.pipeline import deal, epoch_order, is_resident, load
 from fmnist_jax.data.prefetch import stream
+from fmnist_jax.data.source import Data, DataSource
 from fmnist_jax.data.sources import DataUnavailable
 
-__all__ = ['DataUnavailable', 'Dataset', 'Split', 'epoch_order', 'is_resident', 'load', 'stream']
+__all__ = ['Affine', 'Augmentation', 'CutMix', 'Data', 'DataSource', 'DataUnavailable', 'Dataset',
+           'Flip', 'MemorySource', 'MixUp', 'RandomErasing', 'Shift', 'Source', 'Split', 'augment',
+           'deal', 'epoch_order', 'is_resident', 'load', 'stream']

@@ -23,10 +23,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from fmnist_jax.data import idx, locks, records, sources, synthetic
+from fmnist_jax import locks
+from fmnist_jax.data import idx, records, sources, synthetic
 
 SPLITS = ('train', 'test')
-_SHAPE = (28, 28, 1)
+SHAPE = (28, 28, 1)
 Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
@@ -47,7 +48,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         builder=self,
         features=tfds.features.FeaturesDict({
             # As bytes every record has the same length; as a list of integers it would not.
-            'image': tfds.features.Tensor(shape=_SHAPE, dtype=np.uint8,
+            'image': tfds.features.Tensor(shape=SHAPE, dtype=np.uint8,
                                           encoding=tfds.features.Encoding.BYTES),
             'label': tfds.features.ClassLabel(names=list(self.CLASS_NAMES)),
         }),
@@ -150,7 +151,7 @@ class Digest:
   """The SHA-256 of the IDX files that a stream of images and labels would make."""
 
   def __init__(self, examples: int):
-    self._images = hashlib.sha256(idx.header((examples, *_SHAPE[:2])))
+    self._images = hashlib.sha256(idx.header((examples, *SHAPE[:2])))
     self._labels = hashlib.sha256(idx.header((examples,)))
 
   def update(self, images: np.ndarray, labels: np.ndarray) -> None:
@@ -236,7 +237,7 @@ def source(made: Builder, split: str) -> records.RecordSource:
   with _quiet():
     raw = made.as_data_source(
         split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return records.RecordSource(raw, made.info.features.deserialize_example_np, _SHAPE,
+  return records.RecordSource(raw, made.info.features.deserialize_example_np, SHAPE,
                               str(made.data_dir))
 
 

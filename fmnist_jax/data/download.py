@@ -17,7 +17,8 @@ from typing import Any
 
 from absl import logging
 
-from fmnist_jax.data import locks, originals
+from fmnist_jax import locks
+from fmnist_jax.data import originals
 from fmnist_jax.errors import DataError
 
 CONNECT_SECONDS = 5.0

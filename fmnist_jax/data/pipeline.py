@@ -1,16 +1,16 @@
-"""From a name to splits that batches are drawn from, and the order in which they are drawn."""
+"""From a data set to splits that batches are drawn from, and the order in which they are drawn."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmnist_jax import config as config_lib
-from fmnist_jax.data import npz, sources, splits
-from fmnist_jax.data.dataset import Dataset, MemorySource, Source, Split
+from fmnist_jax.data import splits
+from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import DataError
 
 CLEAN_TRAIN_EXAMPLES = 5000
@@ -19,63 +19,42 @@ CLEAN_TRAIN_EXAMPLES = 5000
 RESIDENT_BYTES = 1 << 30
 
 
-def load(config: config_lib.Data) -> Dataset:
-  """Finds, verifies and opens the data set that the config names, and deals it out.
+def load(source: Any) -> Dataset:
+  """Loads what a `data` section describes and deals it out.
 
   Raises:
     DataUnavailable: when it is nowhere to be had; the message says what was tried.
     DataError: when it is damaged, or not what it claims to be.
   """
-  if config.name.endswith('.npz'):
-    return _own(config)
-  if config.name == 'synthetic':
-    files, counts = None, (config.train_examples or 60_000, config.test_examples or 10_000)
-  else:
-    # Before the slow import: a folder that somebody named and that is wrong is told at once.
-    files = sources.named(config.name, config.data_dir)
-    counts = sources.ORIGINALS[config.name].examples
-  resident = is_resident(config.residency, counts[0] * 28 * 28)
-  from fmnist_jax.data import prepared  # Imports TFDS, which takes a while.
-  opened = prepared.Prepared(config.name, files, *counts)
-  source, labels = opened.open('train', resident)
-  open_test = lambda: _first(*opened.open('test', resident), config.test_examples)
-  return _dealt(config, _first(source, labels, config.train_examples), open_test=open_test,
-                class_names=opened.class_names, synthetic=config.name == 'synthetic',
-                sha256=opened.sha256(), image_shape=source.shape, resident=resident)
+  return deal(source, source.load())
 
 
-def _own(config: config_lib.Data) -> Dataset:
-  """The user's own .npz."""
-  own = npz.read(config.name)
-  test = MemorySource(own.test_images, own.test_labels)
-  return _dealt(config, _first(MemorySource(own.images, own.labels), own.labels,
-                               config.train_examples),
-                open_test=lambda: _first(test, own.test_labels, config.test_examples),
-                class_names=own.class_names, synthetic=False, sha256=own.sha256,
-                image_shape=own.images.shape[1:],
-                resident=is_resident(config.residency, own.images.nbytes))
+def deal(source: Any, dataset: Dataset) -> Dataset:
+  """Divides the training examples into training and validation, as a `data` section says.
 
-
-def _first(source: Source, labels: np.ndarray, examples: int) -> Split:
-  """The first examples of a source; 0: all."""
-  count = min(examples or len(source), len(source))
-  return Split(source, np.arange(count), labels[:count])
-
-
-def _dealt(config: config_lib.Data, everything: Split, **description: Any) -> Dataset:
-  """Divides the training examples into training and validation."""
-  total, wanted = len(everything), config.validation_examples
-  if wanted + config.batch_size > total:
+  Raises:
+    DataError: when too few are left.
+  """
+  everything = dataset.train.first(source.train_examples)
+  total, wanted = len(everything), source.validation_examples
+  labels = np.asarray(everything.labels)
+  if len(dataset.image_shape) != 3 or labels.dtype.kind not in 'iu' or (total and not (
+      labels.min() >= 0 and labels.max() < dataset.num_classes)):
+    raise DataError(f'{dataset.name} has images of shape {list(dataset.image_shape)} and labels '
+                    f'{labels.dtype}; images must have three axes and labels be integers from 0 to '
+                    f'{dataset.num_classes - 1}.')
+  if wanted + source.batch_size > total:
     raise DataError(
-        f'{config.name} has {total:,} training examples, of which data.validation_examples='
+        f'{dataset.name} has {total:,} training examples, of which data.validation_examples='
         f'{wanted:,} takes its part: too few are left for one step of data.batch_size='
-        f'{config.batch_size:,}; lower one of them.')
+        f'{source.batch_size:,}; lower one of them.')
   held = splits.balanced(everything.labels, wanted, splits.VALIDATION)
   train = everything.subset(np.setdiff1d(np.arange(total), held))
   clean = splits.balanced(train.labels, min(CLEAN_TRAIN_EXAMPLES, len(train)),
                           splits.CLEAN_TRAIN)
-  return Dataset(name=config.name, train=train, validation=everything.subset(held),
-                 clean_train=train.subset(clean), **description)
+  return dataclasses.replace(
+      dataset, train=train, validation=everything.subset(held), clean_train=train.subset(clean),
+      open_test=lambda: dataset.test.first(source.test_examples))
 
 
 def is_resident(residency: str, num_bytes: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from absl import logging
 
@@ -17,6 +19,7 @@ class Prepared:
 
   Attributes:
     class_names: by label.
+    bytes: of the training images.
   """
 
   def __init__(self, name: str, files: sources.Files | None, train_examples: int,
@@ -27,6 +30,7 @@ class Prepared:
     self._name = name
     self._usable = True
     self.class_names = builders.BUILDERS[name].CLASS_NAMES
+    self.bytes = train_examples * math.prod(builders.SHAPE)
 
   def open(self, split: str, in_memory: bool) -> tuple[Source, np.ndarray]:
     """Opens 'train' or 'test', having verified every example of it.

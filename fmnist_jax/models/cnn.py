@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -9,84 +10,135 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmnist_jax import config as config_lib
 from fmnist_jax import ops
-from fmnist_jax.models.layers import ACTIVATIONS, Dropout
+from fmnist_jax.errors import ConfigError
+from fmnist_jax.models.base import Compute, Model
+from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout
+from fmnist_jax.settings import setting
 
 
-class CNN(nn.Module):
-  """Blocks of convolution (+ BatchNorm), activation, pool and dropout; dense layers; linear head.
+@dataclasses.dataclass
+class CNN(Model):
+  """Blocks of convolution (+ BatchNorm), activation, pool, dropout; then dense layers; a head.
 
-  Attributes:
-    config: one entry a block in `channels`, `pool` and (unless empty) `dropout`.
-    num_classes: size of the output.
-    dtype: compute precision; parameters, BatchNorm statistics and logits are float32.
-    implementation: 'matmul' or 'native', how convolutions and pools are computed (see `ops`).
+  The tuples `channels` and `pool` have one entry a block; `dropout` too, or it is empty.
   """
-  config: config_lib.CNN
+  takes_bytes = True
+  cached_examples = 128  # Measured fastest.
+  channels: tuple[int, ...] = setting((32, 64), 'output channels of each block', low=1,
+                                      high=WIDEST)
+  convolutions: int = setting(1, 'convolutions in each block', low=1, high=16)
+  kernel: int = setting(3, 'side of the square kernels, pixels', low=1, high=31)
+  padding: str = setting('VALID', 'SAME keeps height and width, VALID crops',
+                         choices=('SAME', 'VALID'))
+  pool: tuple[int, ...] = setting((2, 2), 'side and stride of the pool that ends each block; '
+                                  '0: no pool', low=0, high=64)
+  pooling: str = setting('max', 'kind of pool', choices=('max', 'average'))
+  batch_norm: bool = setting(False, 'BatchNorm between convolution and activation')
+  activation: str = setting('relu', 'non-linearity', choices=tuple(ACTIVATIONS))
+  dropout: tuple[float, ...] = setting((), 'rate after each block; empty: none', low=0, high=1,
+                                       open_high=True, continuous=True)
+  dense: tuple[int, ...] = setting((128,), 'width of each dense layer after the blocks', low=1,
+                                   high=WIDEST)
+  dense_dropout: float = setting(0.0, 'rate after each dense layer', low=0, high=1,
+                                 open_high=True, continuous=True)
+
+  def check_settings(self, name: str) -> None:
+    """Raises ConfigError when tuples have another number of entries than there are blocks."""
+    blocks = len(self.channels)
+    if len(self.pool) != blocks:
+      raise ConfigError(f'{name}.pool has {len(self.pool)} entries for {blocks} blocks in '
+                        f'{name}.channels; give one entry a block, 0 for no pool.')
+    if self.dropout and len(self.dropout) != blocks:
+      raise ConfigError(f'{name}.dropout has {len(self.dropout)} entries for {blocks} blocks in '
+                        f'{name}.channels; give one entry a block, or () for none.')
+
+  def check(self, image_shape: tuple[int, int, int]) -> None:
+    """Raises ConfigError when a block leaves no pixel of an image."""
+    side = min(image_shape[:2])
+    for block, window in enumerate(self.pool):
+      if self.padding == 'VALID':
+        side -= self.convolutions * (self.kernel - 1)
+      if window:
+        side //= window
+      if side < 1:
+        raise ConfigError(
+            f'Block {block + 1} of the model leaves no pixel of a {image_shape[0]}x'
+            f'{image_shape[1]} image; use model.padding=SAME, fewer blocks or smaller model.kernel '
+            'and model.pool.')
+
+  def build(self, num_classes: int, compute: Compute) -> nn.Module:
+    """See `Model`."""
+    return CNNModule(self, num_classes, compute)
+
+
+class CNNModule(nn.Module):
+  """The network that `CNN` describes, of `num_classes` outputs."""
+  settings: CNN
   num_classes: int
-  dtype: jnp.dtype
-  implementation: str
+  compute: Compute
 
   @nn.compact
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
-    config = self.config
-    activation = ACTIVATIONS[config.activation]
+    settings, implementation = self.settings, self.compute.implementation
+    activation = ACTIVATIONS[settings.activation]
     # Between blocks images keep the order of axes in which nothing has to be transposed.
-    layout = ops.preferred_layout(self.implementation)
-    how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
-    pool = {'max': ops.max_pool, 'average': ops.avg_pool}[config.pooling]
+    layout = ops.preferred_layout(implementation)
+    how: dict[str, Any] = {**self.compute._asdict(), 'layout': layout}
+    pool = {'max': ops.MaxPool, 'average': ops.AvgPool}[settings.pooling]
     # Rectifying and pooling in one operation does a quarter of the elementwise work.
-    fuse = (config.pooling, config.activation) == ('max', 'relu')
+    fuse = implementation != 'native' and (
+        settings.pooling, settings.activation) == ('max', 'relu')
     # Parameters have the same names however the layers are fused.
     conv_names = map('Conv_{}'.format, itertools.count())
     norm_names = map('BatchNorm_{}'.format, itertools.count())
     x = ops.pixels(ops.to_layout(images_BxHxWxC, layout))
-    for block, (channels, window) in enumerate(zip(config.channels, config.pool)):
-      kernel: dict[str, Any] = {'features': channels, 'kernel_size': (config.kernel,) * 2}
-      where: dict[str, Any] = {'padding': config.padding, 'layout': layout}
-      for last in [False] * (config.convolutions - 1) + [True]:
-        if config.batch_norm and fuse:
+    for block, (channels, window) in enumerate(zip(settings.channels, settings.pool)):
+      kernel: dict[str, Any] = {'features': channels, 'kernel_size': (settings.kernel,) * 2}
+      for last in [False] * (settings.convolutions - 1) + [True]:
+        if settings.batch_norm and fuse:
           weights = ops.ConvKernel(**kernel, name=next(conv_names))(x.shape[layout.index('C')])
           side = (window if last else 0) or 1
-          x = ops.ConvBatchNormReluMaxPool((side, side), use_running_average=not train, **where,
-                                           **how, name=next(norm_names))(x, weights)
+          x = ops.ConvBatchNormReluMaxPool((side, side), use_running_average=not train,
+                                           padding=settings.padding, **how,
+                                           name=next(norm_names))(x, weights)
           continue
         if last and window and fuse:
-          x = ops.ConvReluMaxPool(**kernel, **where, **how, window=(window, window),
-                                  name=next(conv_names),
-                                  limit=_needed(config, block, x.shape[1:3]))(x)
+          x = ops.ConvReluMaxPool(**kernel, padding=settings.padding, **how,
+                                  window=(window, window), name=next(conv_names),
+                                  limit=_needed(settings, block, x.shape[1:3]))(x)
           continue
         # BatchNorm has a shift of its own, which makes the bias redundant.
-        x = ops.Conv(**kernel, **where, **how, use_bias=not config.batch_norm,
+        x = ops.Conv(**kernel, padding=settings.padding, **how, use_bias=not settings.batch_norm,
                      name=next(conv_names))(x)
-        if config.batch_norm:
+        if settings.batch_norm:
           x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=layout.index('C'),
-                           dtype=self.dtype, name=next(norm_names))(x)
+                           dtype=self.compute.dtype, name=next(norm_names))(x)
         x = activation(x)
         if last and window:
-          x = pool(x, (window, window), implementation=self.implementation, layout=layout)
-      if config.dropout:
-        x = Dropout(config.dropout[block])(x, train=train)
+          x = pool((window, window), implementation, layout)(x)
+      if settings.dropout:
+        x = Dropout(settings.dropout[block], implementation)(x, train=train)
     shape: str | None = layout
-    for width in config.dense:
-      x = activation(ops.Dense(width, **how, layout=shape)(x))
-      x = Dropout(config.dense_dropout)(x, train=train)
+    for width in settings.dense:
+      x = activation(ops.Dense(width, **self.compute._asdict(), layout=shape)(x))
+      x = Dropout(settings.dense_dropout, implementation)(x, train=train)
       shape = None
-    return ops.Dense(self.num_classes, **how, layout=shape)(x).astype(jnp.float32)
+    x = ops.Dense(self.num_classes, **self.compute._asdict(), layout=shape)(x)
+    return x.astype(jnp.float32)
 
 
-def _needed(config: config_lib.CNN, block: int, size: tuple[int, ...]) -> tuple[int, int] | None:
+def _needed(settings: CNN, block: int, size: tuple[int, ...]) -> tuple[int, int] | None:
   """Rows and columns of a block's result that the next block reads; None: all of them.
 
   A pool leaves out the rows that do not fill a window, so the block before need not make them.
   """
   after = block + 1
-  if (config.padding != 'VALID' or config.convolutions != 1 or after == len(config.pool)
-      or not config.pool[after]):
+  if (settings.padding != 'VALID' or settings.convolutions != 1 or after == len(settings.pool)
+      or not settings.pool[after]):
     return None
-  kernel, window, following = config.kernel, config.pool[block], config.pool[after]
+  kernel, window, following = settings.kernel, settings.pool[block], settings.pool[after]
   made = [(side - kernel + 1) // window for side in size]
   pooled = [(side - kernel + 1) // following for side in made]
   height, width = ops.useful_size(pooled, kernel, (following, following))

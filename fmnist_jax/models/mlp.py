@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmnist_jax import config as config_lib
 from fmnist_jax import ops
-from fmnist_jax.models.layers import ACTIVATIONS, Dropout
+from fmnist_jax.models.base import Compute, Model
+from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout
+from fmnist_jax.settings import setting
 
 
-class MLP(nn.Module):
-  """Flatten, dense layers, linear head.
+@dataclasses.dataclass
+class MLP(Model):
+  """Flatten, then dense layers, each followed by activation and dropout; a linear head."""
+  takes_bytes = True
+  hidden: tuple[int, ...] = setting((128,), 'width of each hidden layer', low=1, high=WIDEST)
+  activation: str = setting('relu', 'non-linearity', choices=tuple(ACTIVATIONS))
+  dropout: float = setting(0.0, 'rate after each hidden layer', low=0, high=1, open_high=True,
+                           continuous=True)
 
-  Attributes:
-    config: widths, activation and dropout.
-    num_classes: size of the output.
-    dtype: compute precision; parameters and logits are float32.
-    implementation: 'matmul' or 'native', how products are computed (see `ops`).
-  """
-  config: config_lib.MLP
+  def build(self, num_classes: int, compute: Compute) -> nn.Module:
+    """See `Model`."""
+    return MLPModule(self, num_classes, compute)
+
+
+class MLPModule(nn.Module):
+  """The network that `MLP` describes, of `num_classes` outputs."""
+  settings: MLP
   num_classes: int
-  dtype: jnp.dtype
-  implementation: str
+  compute: Compute
 
   @nn.compact
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
-    dense = functools.partial(ops.Dense, implementation=self.implementation, dtype=self.dtype)
+    how: dict[str, Any] = self.compute._asdict()
     x = ops.pixels(images_BxHxWxC).reshape(images_BxHxWxC.shape[0], -1)
-    for width in self.config.hidden:
-      x = dense(width)(x)
-      x = ACTIVATIONS[self.config.activation](x)
-      x = Dropout(self.config.dropout)(x, train=train)
-    return dense(self.num_classes)(x).astype(jnp.float32)
+    for width in self.settings.hidden:
+      x = ops.Dense(width, **how)(x)
+      x = ACTIVATIONS[self.settings.activation](x)
+      x = Dropout(self.settings.dropout, self.compute.implementation)(x, train=train)
+    return ops.Dense(self.num_classes, **how)(x).astype(jnp.float32)

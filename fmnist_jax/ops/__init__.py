@@ -1,33 +1,52 @@
 """Convolution, pooling and dense layers in the form that is fast on each backend.
 
 Every operation takes `implementation`: 'native' is XLA's own convolution and reduce-window, right
-on GPU and TPU; 'matmul' writes the same mathematics as matrix products over shifted copies, which
-XLA:CPU runs several times faster, inside loops above all. Parameters, values and gradients agree.
+on GPU and TPU; 'onednn' calls oneDNN on CPUs (see `onednn` and `build`); 'matmul' writes the same
+mathematics as matrix products over shifted copies, for CPUs that have no oneDNN: there XLA's own
+are several times slower, inside loops above all. Parameters, values and gradients agree.
 """
 
+from absl import logging
+
+from fmnist_jax.ops import build
 from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
 from fmnist_jax.ops.convolution import conv2d, pixels, preferred_layout, to_layout
 from fmnist_jax.ops.layers import (
+    AvgPool,
     Conv,
     ConvBatchNormReluMaxPool,
     ConvKernel,
     ConvReluMaxPool,
     Dense,
+    MaxPool,
 )
 from fmnist_jax.ops.normalization import batch_norm_relu_max_pool
 from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
 __all__ = [
-    'Conv', 'ConvBatchNormReluMaxPool', 'ConvKernel', 'ConvReluMaxPool', 'Dense', 'avg_pool',
-    'batch_norm_relu_max_pool', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
-    'default_precision', 'dense', 'max_pool', 'pixels', 'preferred_layout', 'to_layout',
-    'useful_size']
+    'AvgPool', 'Conv', 'ConvBatchNormReluMaxPool', 'ConvKernel', 'ConvReluMaxPool', 'Dense',
+    'MaxPool', 'avg_pool', 'batch_norm_relu_max_pool', 'conv2d', 'conv_relu_max_pool',
+    'default_implementation', 'default_precision', 'dense', 'max_pool', 'pixels',
+    'preferred_layout', 'to_layout', 'useful_size']
 
 
-def default_implementation(platform: str) -> str:
-  """'matmul' on 'cpu', 'native' elsewhere; `platform` as `jax.Device.platform` names it."""
-  return 'matmul' if platform == 'cpu' else 'native'
+def default_implementation(platform: str, devices: int = 1) -> str:
+  """What was measured fastest: 'native' on accelerators, on CPUs 'onednn' where it can be had.
+
+  Args:
+    platform: as `jax.Device.platform` names it.
+    devices: that share a batch. Over several CPU devices it is 'matmul', which XLA divides.
+  """
+  if platform != 'cpu':
+    return 'native'
+  if devices > 1:
+    return 'matmul'
+  problem = build.problem()
+  if problem:
+    logging.warning('Convolutions are matrix products, up to 1.6 times as slow as oneDNN\'s: %s.',
+                    problem)
+  return 'matmul' if problem else 'onednn'
 
 
 def default_precision(platform: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from fmnist_jax.ops import onednn
 from fmnist_jax.ops.convolution import (
   Padding,
   add_patches,
@@ -75,6 +76,14 @@ def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
   pads = tuple(
       (low, out * step + taps - 1 - length - low) for (low, _), out, step, taps, length in
       zip(pads, size, window, kernel.shape[:2], x.shape[1:3]))
+  if implementation == 'onednn':
+    x = to_layout(x, 'NHWC', layout).astype(dtype)
+    high = [min(pad[1], 0) for pad in pads]  # oneDNN pads, but does not trim.
+    x = x[:, :x.shape[1] + high[0], :x.shape[2] + high[1]]
+    pads = tuple((low, max(high, 0)) for low, high in pads)
+    y = onednn.conv_relu_max_pool(pads, window, x, kernel.astype(jnp.float32),
+                                  bias.astype(jnp.float32))
+    return to_layout(y, layout)
   if implementation == 'native':
     y = conv2d(x, kernel, padding=pads, dtype=dtype, implementation='native', layout=layout)
     y = nn.relu(y + along_features(bias.astype(dtype), layout))

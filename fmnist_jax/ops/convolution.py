@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fmnist_jax.ops import onednn
 from fmnist_jax.ops.products import (
     as_bits,
     from_bits,
@@ -38,8 +39,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation:
     x: [N, H, W, C] images, or as `layout` says.
     kernel: [h, w, C / groups, O] weights; may be float32 while `dtype` is narrower.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)) pixels of zeros.
-    implementation: 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation, groups)
-      is done by 'native' too.
+    implementation: 'onednn', 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation,
+      groups) is done by 'native' too.
     strides: steps of the kernel over the image, pixels.
     dilation: distance between the taps of the kernel, pixels.
     groups: groups of channels that do not mix.
@@ -51,6 +52,12 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation:
     [N, H', W', O] of `dtype`, or as `layout` says.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
+  if implementation == 'onednn':
+    pads = explicit_padding(padding, x.shape[1:3], [
+        (size - 1) * step + 1 for size, step in zip(kernel.shape[:2], dilation)], strides)
+    y = onednn.convolution((strides, pads, dilation, groups),
+                           to_layout(x, 'NHWC', layout).astype(dtype), kernel.astype(jnp.float32))
+    return to_layout(y, layout)
   plain = strides == (1, 1) and dilation == (1, 1) and groups == 1
   if implementation == 'native' or not plain:
     return lax.conv_general_dilated(
@@ -90,7 +97,7 @@ def to_layout(x: jax.Array, layout: str, current: str = 'NHWC') -> jax.Array:
 
 def preferred_layout(implementation: str) -> str:
   """The order of axes in which an implementation does no transposing: 'CHWN' or 'NHWC'."""
-  return {'matmul': 'CHWN', 'native': 'NHWC'}[implementation]
+  return 'CHWN' if implementation == 'matmul' else 'NHWC'
 
 
 def along_features(x: jax.Array, layout: str) -> jax.Array:

@@ -15,6 +15,7 @@ from flax import linen as nn
 from fmnist_jax.ops.block import conv_relu_max_pool
 from fmnist_jax.ops.convolution import Padding, add_bias, along_features, conv2d
 from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, line
+from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
 _KERNEL, _BIAS = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
@@ -147,6 +148,31 @@ class ConvBatchNormReluMaxPool(nn.Module):
       for old, value in zip((mean, variance), new):
         old.value = self.momentum * old.value + (1 - self.momentum) * value
     return y
+
+
+class MaxPool(nn.Module):
+  """`max_pool` with windows that do not overlap, as a layer that tables of layers can list.
+
+  Attributes:
+    window: height and width, pixels.
+    implementation: see the package.
+    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
+  """
+  window: tuple[int, int]
+  implementation: str
+  layout: str = 'NHWC'
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Pools."""
+    return max_pool(x, self.window, implementation=self.implementation, layout=self.layout)
+
+
+class AvgPool(MaxPool):
+  """`avg_pool`; see `MaxPool`."""
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Pools."""
+    return avg_pool(x, self.window, implementation=self.implementation, layout=self.layout)
 
 
 class Dense(nn.Module):

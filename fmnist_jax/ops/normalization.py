@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from fmnist_jax.ops import onednn
 from fmnist_jax.ops.convolution import along_features, to_layout
 from fmnist_jax.ops.pooling import join_windows, max_pool, positions, split_windows, to_winners
 from fmnist_jax.ops.products import as_bits, from_bits, sum_of_channels
@@ -42,6 +43,10 @@ def batch_norm_relu_max_pool(
     `conv_relu_max_pool`.
   """
   dtype = jnp.dtype(dtype or x.dtype)
+  if implementation == 'onednn':
+    y, mean, variance = onednn.norm_relu_max_pool(
+        window, epsilon, to_layout(x, 'NHWC', layout).astype(dtype), scale, bias)
+    return to_layout(y, layout), *lax.stop_gradient((mean, variance))
   if implementation == 'native':
     mean, variance = _statistics(to_layout(x, 'CHWN', layout))
     factor, offset = (along_features(value, layout)

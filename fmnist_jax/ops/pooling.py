@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
+from fmnist_jax.ops import onednn
 from fmnist_jax.ops.convolution import Padding, explicit_padding, to_layout
 from fmnist_jax.ops.products import as_bits, from_bits
 
@@ -31,7 +32,7 @@ def max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int] | N
     window: height and width, pixels.
     strides: steps, pixels; None: the window's size.
     padding: 'SAME', 'VALID' or pairs of pixels, which never win.
-    implementation: 'matmul' or 'native'; see the package.
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
     layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
@@ -39,6 +40,9 @@ def max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int] | N
   """
   strides = strides or window
   pads = explicit_padding(padding, x.shape[1:3], window, strides)
+  if implementation == 'onednn':
+    y = onednn.max_pool((window, strides, pads), to_layout(x, 'NHWC', layout))
+    return to_layout(y, layout)
   if implementation == 'native':
     return _native(nn.max_pool, x, window, strides, pads, layout)
   return _max_pool(window, strides, pads, x)
@@ -50,6 +54,9 @@ def avg_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int] | N
   """Mean of each window, padding counted as zeros; arguments as for `max_pool`."""
   strides = strides or window
   pads = explicit_padding(padding, x.shape[1:3], window, strides)
+  if implementation == 'onednn':
+    y = onednn.mean_pool((window, strides, pads), to_layout(x, 'NHWC', layout))
+    return to_layout(y, layout)
   if implementation == 'native':
     return _native(nn.avg_pool, x, window, strides, pads, layout)
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))

@@ -26,6 +26,21 @@ def _network(model: str) -> nn.Sequential:
         nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 10))
   layers: list[nn.Module] = []
+  if model == 'cnn_deep':
+    inputs = 1
+    for outputs, rate in ((16, 0.1), (32, 0.1), (64, 0.2)):
+      for before in (inputs, outputs):
+        layers += [nn.Conv2d(before, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs),
+                   nn.ReLU()]
+      layers += [nn.MaxPool2d(2), nn.Dropout(rate)]
+      inputs = outputs
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(576, 128), nn.ReLU(), nn.Dropout(0.3),
+                         nn.Linear(128, 10))
+  if model == 'cnn_dropout':
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25), nn.Conv2d(64, 128, 3),
+        nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.4), nn.Conv2d(128, 256, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(2304, 128), nn.ReLU(), nn.Dropout(0.3), nn.Linear(128, 10))
   for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
     layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
                nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]

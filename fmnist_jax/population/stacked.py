@@ -7,9 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
+from fmnist_jax import config as config_lib
 from fmnist_jax import sharding, step
-from fmnist_jax.epoch import Programs
+from fmnist_jax.programs import Programs
 
 
 def choose(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -20,23 +23,57 @@ def choose(condition: jax.Array, new: Any, old: Any) -> Any:
 
 
 class MemberPrograms:
-  """The functions of a run, over members.
+  """`Programs` mapped over members, to be used in their place.
 
   Arguments and results have a leading member axis, but for data and positions, which all members
   share.
+
+  Attributes:
+    size: how many members there are.
   """
 
-  def __init__(self, programs: Programs):
-    """Args: `programs` of one member, on a mesh with a member axis."""
+  def __init__(self, programs: Programs, size: int):
+    """Args: `programs` of one member, on a mesh with a member axis; `size` divides by its devices.
+    """
     def over(function: Callable, axes: tuple[int | None, ...]) -> Callable:
       return jax.vmap(function, in_axes=axes, spmd_axis_name=sharding.MEMBER_AXIS)
 
-    self.alone = programs
+    self.alone, self.size = programs, size
+    self.horizon, self.number = programs.horizon, programs.number
     self.init = over(programs.init, (0, 0))
     self.order = over(programs.order, (0, None))
     self.evaluate = over(programs.evaluate, (0, 0, None, None, None))
     self.predict = over(programs.predict, (0, None))
     self._train = over(programs.train, (0, 0, 0, None, None, 0, None, None))
+
+  @property
+  def config(self) -> config_lib.Config:
+    """See `Programs`."""
+    return self.alone.config
+
+  @property
+  def mesh(self) -> Mesh:
+    """See `Programs`."""
+    return self.alone.mesh
+
+  @property
+  def layout(self) -> NamedSharding:
+    """See `Programs`; divided by members."""
+    return sharding.by_member(self.mesh)
+
+  @property
+  def compile_seconds(self) -> float:
+    """See `Programs`."""
+    return self.alone.compile_seconds
+
+  def put(self, tree: Any) -> Any:
+    """Places host arrays with a member axis."""
+    return sharding.put(tree, self.layout)
+
+  def zero(self) -> step.Sums:
+    """Sums of nothing for each member, placed."""
+    zero = jax.device_get(step.Sums.zero())
+    return self.put(jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.size,)), zero))
 
   def train(self, state: step.TrainState, sums: step.Sums, hyper: dict[str, jax.Array],
             images: jax.Array, labels: jax.Array, order: jax.Array, start: jax.Array,
@@ -46,7 +83,5 @@ class MemberPrograms:
     return choose(active, trained, (state, sums))
 
   def call(self, function: Callable, *args: Any, donate: Sequence[int] = ()) -> Any:
-    """Compiles one of the functions for these arguments, unless it is, and calls it."""
-    compiled = self.alone.compiled(function, *args, donate=donate,
-                                   out_shardings=sharding.by_member(self.alone.mesh))
-    return compiled(*args)
+    """See `Programs`."""
+    return self.alone.compiled(function, *args, donate=donate, layout=self.layout)(*args)

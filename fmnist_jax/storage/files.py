@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.readback import Form, open_regular, problem
+from fmnist_jax.storage.readback import Form, open_regular, problem
 
 PathLike = str | os.PathLike[str]
 

@@ -27,7 +27,7 @@ _DATA = {'name': str, 'synthetic': bool, 'sha256': {str: str}, 'class_names': [s
 _SECONDS = {'data': float, 'compile': float, 'train': float}
 _MEMBER = {'epoch': _COUNT, 'best_epoch': _COUNT, 'best_step': _COUNT, 'best_value': (float, None),
            'best_validation_accuracy': (float, None), 'finished': bool, 'seconds': _SECONDS}
-# What checkpoints hold beside their arrays: `session.Progress`, `lockstep.GroupProgress`.
+# What checkpoints hold beside their arrays: `trainer.Progress`, `vectorized.GroupProgress`.
 PROGRESS = {**_MEMBER, 'data': _DATA}
 GROUP_PROGRESS = {'members': [{**_MEMBER, 'data': {}}], 'bad_steps': [range(-1, 2**31)],
                   'data': _DATA, 'epoch': _COUNT, 'seconds': _SECONDS}

@@ -15,7 +15,7 @@ import stat
 from typing import Any
 
 from fmnist_jax.errors import CheckpointError
-from fmnist_jax.files import fsync_directory
+from fmnist_jax.storage.files import fsync_directory
 
 FORMAT = 1
 NAME = 'manifest.json'

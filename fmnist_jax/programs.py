@@ -6,8 +6,6 @@ continuous settings are arrays (`hyper`), so one compilation serves every value 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,18 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, models, optim, sharding, step
-from fmnist_jax.data.augment import augment
+from fmnist_jax import data, models, ops, settings, sharding, step
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.optimizers import Horizon
 
 # A stream of the root key that no step uses: `fold_in` of a number no step reaches.
 _ORDER_STREAM = 2**31 + 1
-
-# Images that go through a CNN on a CPU together when nothing is trained: measured fastest.
-_CACHED_EXAMPLES = 128
 
 
 def hyper_arrays(config: config_lib.Config) -> dict[str, jax.Array]:
@@ -38,28 +34,27 @@ def hyper_arrays(config: config_lib.Config) -> dict[str, jax.Array]:
 class Programs:
   """The pure functions of a run and their compiled forms.
 
-  The functions are methods named `init`, `order`, `train`, `evaluate` and `predict`; `compiled`
-  turns one into an executable for given shapes, once, and remembers how long that took.
+  The functions are methods named `init`, `order`, `train`, `evaluate` and `predict`; `call` runs
+  one, compiled for its arguments' shapes once.
 
   Attributes:
     config: with nothing left to 'auto'.
     mesh: what the programs run on.
+    horizon: how long the run is.
     compile_seconds: spent compiling so far.
   """
 
   def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
                num_classes: int, train_examples: int):
     """Args: `train_examples` is the size of the training set, which gives steps per epoch."""
-    self.config = config
-    self.mesh = mesh
-    self.image_shape = image_shape
-    self.num_classes = num_classes
+    self.config, self.mesh = config, mesh
+    self.image_shape, self.num_classes = image_shape, num_classes
     self.train_examples = train_examples
-    self.steps_per_epoch = train_examples // config.data.batch_size
-    if self.steps_per_epoch * config.train.epochs >= 2**31:  # Steps are counted in 32 bits.
-      raise ConfigError(f'train.epochs is {config_lib.shown(config.train.epochs)}: with '
-                        f'{self.steps_per_epoch:,} steps an epoch there may be at most '
-                        f'{(2**31 - 1) // self.steps_per_epoch:,}.')
+    self.horizon = Horizon(train_examples // config.data.batch_size, config.train.epochs)
+    if self.horizon.steps >= 2**31:  # Steps are counted in 32 bits.
+      raise ConfigError(f'train.epochs is {settings.shown(config.train.epochs)}: with '
+                        f'{self.horizon.steps_per_epoch:,} steps an epoch there may be at most '
+                        f'{(2**31 - 1) // self.horizon.steps_per_epoch:,}.')
     self.compile_seconds = 0.0
     self._compiled: dict[Any, Any] = {}
     self._lock = threading.Lock()
@@ -70,12 +65,27 @@ class Programs:
     return self._module(self.config)
 
   def _module(self, config: config_lib.Config) -> Any:
-    return models.build(config.model, self.num_classes,
-                        dtype=jnp.dtype(config.train.precision),
-                        implementation=config.train.operations)
+    return models.build(config.model, self.num_classes, models.Compute(
+        jnp.dtype(config.train.precision), config.train.operations))
 
-  def _tx(self, config: config_lib.Config) -> Any:
-    return optim.build(config.optim, self.steps_per_epoch, config.train.epochs)
+  # Where things lie: whole on every device.
+
+  @property
+  def layout(self) -> NamedSharding:
+    """How state and sums are placed."""
+    return sharding.replicated(self.mesh)
+
+  def put(self, tree: Any) -> Any:
+    """Places host arrays: state, sums, hyper."""
+    return sharding.put(tree, self.layout)
+
+  def number(self, value: int) -> jax.Array:
+    """An int32 scalar, whole on every device."""
+    return sharding.put(np.int32(value), sharding.replicated(self.mesh))
+
+  def zero(self) -> step.Sums:
+    """Sums of nothing, placed."""
+    return self.put(step.Sums.zero())
 
   # The functions.
 
@@ -83,7 +93,7 @@ class Programs:
     """The state before the first step of the run with this seed (int32 scalar)."""
     config = config_lib.replace(self.config, hyper)
     images = jnp.zeros((1, *self.image_shape), jnp.float32)
-    return step.init_state(self._module(config), self._tx(config),
+    return step.init_state(self._module(config), config.optim.build(self.horizon),
                            jax.random.key(seed, impl='threefry2x32'), images,
                            ema=config_lib.is_on(config.train.ema_decay))
 
@@ -110,9 +120,8 @@ class Programs:
       stop: after the last step.
     """
     config = config_lib.replace(self.config, hyper)
-    apply, tx = self._module(config).apply, self._tx(config)
+    apply, tx = self._module(config).apply, config.optim.build(self.horizon)
     split = sharding.by_example(self.mesh)
-    augmented = any(map(config_lib.is_on, dataclasses.astuple(config.data.augment)))
 
     def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
       state, sums = carry
@@ -123,14 +132,20 @@ class Programs:
         batch, batch_labels = take(images), take(labels)
       batch = jax.lax.with_sharding_constraint(batch, split)
       batch_labels = jax.lax.with_sharding_constraint(batch_labels, split)
-      if augmented:
-        batch = augment(state.step_key(step.AUGMENT), batch, config.data.augment)
-      state, new = step.train_step(state, batch, batch_labels, apply=apply, tx=tx,
-                                   label_smoothing=config.train.label_smoothing,
-                                   ema_decay=config.train.ema_decay)
+      # Compiled alike wherever the batch came from, so that streaming it changes no bit.
+      batch, batch_labels = jax.lax.optimization_barrier((batch, batch_labels))
+      targets = jax.nn.one_hot(batch_labels, self.num_classes)
+      batch, targets = data.augment(config.data.augment, state.step_key(step.AUGMENT), batch,
+                                    targets)
+      state, new = step.train_step(state, self._input(batch), targets, apply=apply, tx=tx,
+                                   loss=config.loss, ema_decay=config.train.ema_decay)
       return state, sums + new
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
+
+  def _input(self, images: jax.Array) -> jax.Array:
+    """What the module takes: float32 in [0, 1], or bytes too where it scales them itself."""
+    return images if getattr(self.config.model, 'takes_bytes', False) else ops.pixels(images)
 
   def evaluate(self, variables: Any, sums: step.Sums, images: jax.Array, labels: jax.Array,
                mask: jax.Array) -> step.Sums:
@@ -142,35 +157,42 @@ class Programs:
     return step.predict_step(variables, images, apply=self._apply)
 
   def _apply(self, variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
-    """The module's logits, in a CNN on a CPU of as many images at a time as its cache holds.
+    """The module's logits, on a CPU of as many images at a time as its cache holds.
 
     Images in several devices' parts stay there, together.
     """
-    apply = functools.partial(self.module.apply, variables, train=train)
-    count, size = len(images), _CACHED_EXAMPLES
-    whole = self.config.train.operations != 'matmul' or self.mesh.size > 1
-    if whole or count <= size or not isinstance(self.config.model, config_lib.CNN):
+    module, count = self.module, len(images)
+    size = getattr(self.config.model, 'cached_examples', 0)
+    apply = lambda part: module.apply(variables, self._input(part), train=train)
+    whole = self.config.train.operations == 'native' or self.mesh.size > 1
+    if whole or not size or count <= size:
       return apply(images)
 
     def body(index: jax.Array, logits: jax.Array) -> jax.Array:
       start = jnp.minimum(index * size, count - size)  # The last part overlaps the one before.
-      part = jax.lax.dynamic_slice_in_dim(images, start, size)
-      return jax.lax.dynamic_update_slice_in_dim(logits, apply(part), start, 0)
+      part = apply(jax.lax.dynamic_slice_in_dim(images, start, size))
+      return jax.lax.dynamic_update_slice_in_dim(logits, part.astype(logits.dtype), start, 0)
 
     return jax.lax.fori_loop(0, -(-count // size), body,
                              jnp.zeros((count, self.num_classes), jnp.float32))
 
   # Their compiled forms.
 
+  def call(self, function: Callable, *args: Any, donate: Sequence[int] = ()) -> Any:
+    """Calls one of the functions, compiled for these arguments; the memory of those at the
+    positions `donate` may be taken over.
+    """
+    return self.compiled(function, *args, donate=donate)(*args)
+
   def compiled(self, function: Callable, *args: Any, donate: Sequence[int] = (),
-               out_shardings: Any = None) -> Any:
-    """`function` compiled for arguments of these shapes and shardings.
+               layout: NamedSharding | None = None) -> Any:
+    """`function` compiled for arguments of these shapes and shardings, once.
 
     Args:
       function: one of the methods above, or one derived from them.
       *args: arrays or `jax.ShapeDtypeStruct`s with shardings.
       donate: positions of arguments whose memory the result may take over.
-      out_shardings: of the result; whole on every device by default.
+      layout: of the result; `self.layout` by default.
     """
     leaves, structure = jax.tree.flatten(args)
     signature = (function.__name__, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
@@ -179,6 +201,6 @@ class Programs:
         began = time.perf_counter()
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
-            out_shardings=out_shardings or sharding.replicated(self.mesh)).lower(*args).compile()
+            out_shardings=layout or self.layout).lower(*args).compile()
         self.compile_seconds += time.perf_counter() - began
       return self._compiled[signature]

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import files, models, readback, sharding, step, workdir
-from fmnist_jax.checkpoint import Checkpoints
-from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax import machine, models, sharding, step
 from fmnist_jax.errors import CheckpointError, DataError
+from fmnist_jax.programs import Programs, hyper_arrays
+from fmnist_jax.storage import files, readback, workdir
+from fmnist_jax.storage.checkpoint import Checkpoints
 
 
-class Run:
+class TrainedModel:
   """A trained model loaded from a work directory.
 
   Attributes:
@@ -48,6 +49,7 @@ class Run:
                             f'{list(self.image_shape)} in {len(self.class_names)} classes; there '
                             'must be three axes and two classes.')
     models.check_fits(config.model, self.image_shape, len(self.class_names))
+    machine.check()
     mesh = sharding.make_mesh(sharding.padded(config.evaluate.batch_size, len(jax.devices())))
     self.programs = Programs(config, mesh, self.image_shape, len(self.class_names),
                              described['train_examples'])
@@ -94,13 +96,13 @@ class Run:
     for start in range(0, len(pixels), size):
       batch = pixels[start:start + size]
       batch = np.pad(batch, ((0, size - len(batch)), (0, 0), (0, 0), (0, 0)))
-      args = (self.variables, sharding.put(batch, sharding.by_example(mesh)))
-      parts.append(self.programs.compiled(self.programs.predict, *args)(*args))
+      parts.append(self.programs.call(self.programs.predict, self.variables,
+                                      sharding.put(batch, sharding.by_example(mesh))))
     return np.concatenate(jax.device_get(parts))[:len(pixels)]
 
 
 def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
-  """Images as [N, H, W, C], uint8 or float32 in [0, 1]; raises DataError like `Run.predict`."""
+  """Images as [N, H, W, C], uint8 or float32 in [0, 1]; raises DataError as `predict` does."""
   try:
     array = np.asarray(images)
   except (ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -140,7 +142,7 @@ def _choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
   return wanted
 
 
-def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> Run:
+def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> TrainedModel:
   """Loads a trained model.
 
   Args:
@@ -151,4 +153,4 @@ def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> Run:
     UserError: when there is no such run or checkpoint, or it is damaged.
   """
   directory = pathlib.Path(directory)
-  return Run(directory, workdir.read_config(directory), checkpoint)
+  return TrainedModel(directory, workdir.read_config(directory), checkpoint)

@@ -14,15 +14,12 @@ import os
 import pathlib
 import platform
 import secrets
-from typing import Any
+from importlib import metadata
 
 from absl import logging as absl_logging
 
 from fmnist_jax.errors import BackendError
 
-# Flags for XLA's CPU backend. A flag that an installed jaxlib does not know ends the process, so
-# one may stand here only if every supported version knows it.
-CPU_FLAGS: tuple[str, ...] = ()
 DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
 
 # Compiled programs of one config take about 10 MB.
@@ -46,7 +43,7 @@ def prepare_environment() -> None:
 
 
 def setup(*, deterministic: bool, compile_cache: bool) -> str:
-  """Starts the backend, checks it, and lets compiled programs be kept between runs.
+  """Starts the backend and lets compiled programs be kept between runs.
 
   Args:
     deterministic: whether a GPU may only use operations whose bits are the same in every run.
@@ -57,9 +54,10 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
     The platform of the default devices: 'cpu', 'gpu' or 'tpu'.
 
   Raises:
-    BackendError: when no backend starts, or it computes wrongly, or `deterministic` comes too late.
+    BackendError: when no backend starts, or `deterministic` comes too late.
   """
-  _set_flags(CPU_FLAGS + ((DETERMINISTIC_FLAG,) if deterministic else ()), deterministic)
+  if deterministic and not _backend_started():
+    _add_flag(DETERMINISTIC_FLAG)
   if _is_not_of_orbax not in _log.filters:
     _log.addFilter(_is_not_of_orbax)
   import jax
@@ -69,24 +67,25 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
     raise BackendError(f'JAX could not start a backend ({" ".join(str(error).split())[:300]}); '
                        'install a jaxlib for this accelerator, or set JAX_PLATFORMS=cpu.'
                        ) from error
+  check_deterministic(deterministic)
   if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
-    keep_compiled_programs(_cache_root(), name)
-  check()
+    keep_compiled_programs(cache_root() / 'xla', name)
   return name
 
 
-def _set_flags(flags: tuple[str, ...], deterministic: bool) -> None:
+def _add_flag(flag: str) -> None:
   present = os.environ.get('XLA_FLAGS', '')
-  names = {flag.split('=')[0] for flag in present.split()}
-  missing = [flag for flag in flags if flag.split('=')[0] not in names]
-  if not missing:
-    return
-  if deterministic and DETERMINISTIC_FLAG in missing and _backend_started():
-    import jax
-    if jax.default_backend() == 'gpu':
-      raise BackendError('train.deterministic came too late, the GPU is already in use: set '
-                         f'XLA_FLAGS={DETERMINISTIC_FLAG} before the program starts.')
-  os.environ['XLA_FLAGS'] = ' '.join([present, *missing]).strip()
+  if flag.split('=')[0] not in {known.split('=')[0] for known in present.split()}:
+    os.environ['XLA_FLAGS'] = f'{present} {flag}'.strip()
+
+
+def check_deterministic(wanted: bool) -> None:
+  """Raises BackendError where a GPU's bits are to be the same in every run and would not be."""
+  import jax
+  if (wanted and jax.default_backend() == 'gpu'
+      and DETERMINISTIC_FLAG not in os.environ.get('XLA_FLAGS', '')):
+    raise BackendError('train.deterministic came too late, the GPU is already in use: set '
+                       f'XLA_FLAGS={DETERMINISTIC_FLAG} before the program starts.')
 
 
 def _backend_started() -> bool:
@@ -100,6 +99,7 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
   return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
+@functools.cache
 def check() -> None:
   """Computes something whose answer is known, in a few milliseconds beside its compilation.
 
@@ -130,6 +130,35 @@ def check() -> None:
                        'with XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= set).')
 
 
+def make_private(directory: pathlib.Path) -> None:
+  """Makes a directory for native code: whoever can write there can run what they like as this user.
+
+  Raises:
+    OSError: when it cannot be made, or others can write there.
+  """
+  directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+  status = directory.stat()
+  if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+    raise PermissionError(0, 'others can write there')
+
+
+def seal(fresh: pathlib.Path, path: pathlib.Path) -> None:
+  """Gives a finished file its name, with its SHA-256 beside it."""
+  digest = hashlib.sha256(fresh.read_bytes()).hexdigest()
+  fresh.rename(path)
+  mark = fresh.with_name('digest')
+  mark.write_text(digest)
+  mark.rename(path.with_suffix('.sha256'))
+
+
+def is_sealed(path: pathlib.Path) -> bool:
+  """Whether a file is there whole and as `seal` left it."""
+  try:
+    return path.with_suffix('.sha256').read_text() == hashlib.sha256(path.read_bytes()).hexdigest()
+  except (OSError, ValueError):
+    return False
+
+
 def keep_compiled_programs(root: pathlib.Path, platform_name: str) -> None:
   """Makes jax keep every compiled program below `root`, and find it again.
 
@@ -143,13 +172,9 @@ def keep_compiled_programs(root: pathlib.Path, platform_name: str) -> None:
   """
   import jax
   import jaxlib
-  directory = root / f'{jaxlib.__version__}-{platform_name}-{_processor()}'
+  directory = root / f'{jaxlib.__version__}-{platform_name}-{processor()}'
   try:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    # Programs are native code: whoever can write here can run what they like as this user.
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-      raise PermissionError(0, 'others can write there')
+    make_private(directory)
     # jax's own cache keeps a truncated file for ever, and writes files in place.
     from jax._src import compilation_cache
     from jax._src.compilation_cache_interface import CacheInterface
@@ -248,13 +273,14 @@ def _alive(process: int) -> bool:
   return True
 
 
-def _cache_root() -> pathlib.Path:
+def cache_root() -> pathlib.Path:
+  """Where compiled programs of all kinds are kept for this user."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  return pathlib.Path(home) / 'fmnist_jax' / 'xla'
+  return pathlib.Path(home) / 'fmnist_jax'
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
   """Twelve hex digits of what decides which instructions compiled programs may use."""
   described = f'{platform.machine()} {platform.processor()}'
   with contextlib.suppress(OSError):
@@ -264,8 +290,23 @@ def _processor() -> str:
   return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
-def versions() -> dict[str, Any]:
-  """Versions of Python and of the libraries that decide the bits of a run."""
-  from importlib import metadata
-  return {'python': platform.python_version(), **{
-      name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')}}
+def versions() -> dict[str, str]:
+  """Versions of everything that numbers can depend on."""
+  names = ('fmnist_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  found = {'python': platform.python_version()}
+  for name in names:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      found[name] = 'not installed as a package'
+  return found
+
+
+def cpu_name() -> str:
+  """The processor's name, as it gives it."""
+  info = pathlib.Path('/proc/cpuinfo')
+  if info.is_file():
+    for line in info.read_text().splitlines():
+      if line.startswith('model name'):
+        return line.split(':', 1)[1].strip()
+  return platform.processor() or platform.machine()

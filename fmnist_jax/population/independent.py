@@ -19,13 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import files, progress, sharding, step, train, workdir
-from fmnist_jax.epoch import Programs, hyper_arrays
+from fmnist_jax import progress, sharding, step
+from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
-from fmnist_jax.interrupt import Interrupt, Interrupted
-from fmnist_jax.lockstep import Lockstep
-from fmnist_jax.plan import Member, features
-from fmnist_jax.session import Equipment, Session
+from fmnist_jax.interrupt import Interrupted, Signals
+from fmnist_jax.population.plan import Member, features
+from fmnist_jax.population.vectorized import Group
+from fmnist_jax.programs import Programs, hyper_arrays
+from fmnist_jax.storage import files
+from fmnist_jax.storage.workdir import Workdir
+from fmnist_jax.trainer import Trainer
 
 
 def is_done(directory: pathlib.Path) -> bool:
@@ -45,9 +48,8 @@ def bytes_per_member(programs: Programs, hyper: dict[str, jax.Array]) -> int:
   def backward(state: step.TrainState, images: jax.Array) -> Any:
     def loss(params: Any) -> Any:
       logits, _ = module.apply({'params': params, **state.model_state}, images, train=True,
-                               rngs={'dropout': state.step_key(step.DROPOUT)},
-                               mutable=list(state.model_state))
-      return jnp.mean(step.cross_entropy(logits, jnp.zeros(len(images), jnp.int32)))
+                               rngs=state.rngs(), mutable=list(state.model_state))
+      return jnp.mean(step.cross_entropy(logits, jnp.ones_like(logits)))
     return jax.vjp(loss, state.params)[1]
 
   images = jax.ShapeDtypeStruct((config.data.batch_size, *programs.image_shape), np.float32)
@@ -98,10 +100,15 @@ def threads(equipment: Equipment, members: int, at_once: int) -> int:
 
 
 class _Signals:
-  """Stands in for `Interrupt` in the threads of members: all leave when one fails."""
+  """Stands in for signals in the threads of members: all leave when one fails."""
 
-  def __init__(self, interrupt: Interrupt):
-    self._interrupt, self._stopped = interrupt, threading.Event()
+  def __init__(self, signals: Signals):
+    self._signals, self._stopped = signals, threading.Event()
+
+  @property
+  def requested(self) -> int | None:
+    """See `Signals`."""
+    return self._signals.requested
 
   def stop(self) -> None:
     """Makes the others save and leave."""
@@ -110,8 +117,8 @@ class _Signals:
   def check(self) -> None:
     """Raises `Interrupted` when a signal came, or a thread failed."""
     if self._stopped.is_set():
-      raise Interrupted(self._interrupt.requested or signal.SIGTERM)
-    self._interrupt.check()
+      raise Interrupted(self._signals.requested or signal.SIGTERM)
+    self._signals.check()
 
   def deferred(self) -> contextlib.AbstractContextManager[None]:
     """Nothing: the main thread defers signals for all."""
@@ -119,17 +126,20 @@ class _Signals:
 
 
 class _Named:
-  """Stands in for `Display`: lines of a member begin with its name."""
+  """Stands in for `Console`: lines of a member begin with its name."""
 
-  def __init__(self, display: progress.Display, name: str):
-    self._display, self._name = display, name
+  def __init__(self, console: progress.Console, name: str):
+    self._console, self._name = console, name
 
   def say(self, text: str) -> None:
     """Prints a line."""
-    self._display.say(f'{self._name}  {text}')
+    self._console.say(f'{self._name}  {text}')
+
+  def start(self, *_: Any) -> None:
+    """Nothing: there is no bar."""
 
   def update(self, *_: Any) -> None:
-    """Nothing: there is no bar."""
+    """Nothing, likewise."""
 
 
 @dataclasses.dataclass
@@ -139,14 +149,14 @@ class Work:
   Attributes:
     population: the directory.
     equipment: programs and data.
-    display: where to say what happens.
-    interrupt: polled while training.
+    console: where to say what happens.
+    signals: polled while training.
     data_seconds: spent on loading so far, booked on the first member that trains.
   """
-  population: workdir.Workdir
+  population: Workdir
   equipment: Equipment
-  display: progress.Display
-  interrupt: Interrupt
+  console: progress.Console
+  signals: Signals
   data_seconds: float
 
   def _by_features(self, members: Sequence[Member]) -> list[
@@ -155,10 +165,13 @@ class Work:
     lots: dict[tuple[str, ...], list[Member]] = {}
     for member in members:
       lots.setdefault(features(member.config), []).append(member)
-    return [(self.equipment.with_features_of(lot[0].config), lot) for lot in lots.values()]
+    one = self.equipment.programs
+    return [(self.equipment.with_programs(Programs(
+        lot[0].config, one.mesh, one.image_shape, one.num_classes, one.train_examples)), lot)
+            for lot in lots.values()]
 
-  def _hold(self, member: Member) -> workdir.Workdir:
-    return workdir.Workdir(self.population.path / 'members' / member.name,
+  def _hold(self, member: Member) -> Workdir:
+    return Workdir(self.population.path / 'members' / member.name,
                            member.config)
 
   def apart(self, members: Sequence[Member], at_once: int) -> None:
@@ -172,9 +185,9 @@ class Work:
              for member in lot]
     if at_once == 1:
       for equipment, member in tasks:
-        self._train_one(equipment, member, self.interrupt)
+        self._train_one(equipment, member, self.signals)
       return
-    signals = _Signals(self.interrupt)
+    signals = _Signals(self.signals)
 
     def work(task: tuple[Equipment, Member]) -> None:
       signals.check()
@@ -184,31 +197,32 @@ class Work:
         signals.stop()
         raise
 
-    with self.interrupt.deferred(), futures.ThreadPoolExecutor(at_once, 'member') as threads:
+    with self.signals.deferred(), futures.ThreadPoolExecutor(at_once, 'member') as threads:
       errors = [future.exception() for future in [threads.submit(work, task) for task in tasks]]
     # What went wrong first made the others leave.
     for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Interrupted)):
       raise error
 
-  def _train_one(self, equipment: Equipment, member: Member,
-                 interrupt: Interrupt | _Signals) -> None:
-    with self._hold(member) as held:
-      if is_done(held.path):
+  def _train_one(self, equipment: Equipment, member: Member, signals: Signals) -> None:
+    with self._hold(member) as workdir:
+      if is_done(workdir.path):
         return
-      named: Any = _Named(self.display, member.name)
-      polled: Any = interrupt
-      run = Session(member.config, held, equipment, named, polled)
+      named: Any = _Named(self.console, member.name)
+      trainer = Trainer(member.config, workdir, equipment, named, signals)
       try:
-        run.resume()
-        run.progress.seconds['data'] += self.data_seconds
-        self.data_seconds = 0.0
-        run.fit()
-        train.finish(run, with_report=False)
+        trainer.resume()
+        self._book_data(trainer)
+        trainer.fit()
+        trainer.finish(with_report=False)
       except DivergenceError as error:
-        self.display.say(f'{member.name} is given up: {error}')
-        files.write_json(held.path / 'diverged.json', {'message': str(error)})
+        self.console.say(f'{member.name} is given up: {error}')
+        files.write_json(workdir.path / 'diverged.json', {'message': str(error)})
       finally:
-        run.checkpoints.close()
+        trainer.checkpoints.close()
+
+  def _book_data(self, trainer: Trainer) -> None:
+    trainer.progress.seconds['data'] += self.data_seconds
+    self.data_seconds = 0.0
 
   def in_step(self, members: Sequence[Member], at_once: int) -> None:
     """Members in groups, each group one program over a member axis."""
@@ -217,7 +231,7 @@ class Work:
     if not path.exists():
       # Kept, because a group goes on from its checkpoint only as the group it was.
       files.write_json(path, [group_size(equipment, len(lot), at_once)
-                                for equipment, lot in lots])
+                              for equipment, lot in lots])
     number = itertools.count()
     for (equipment, lot), size in zip(lots, files.read_json(path, [range(1, 2**31)])):
       for start in range(0, len(lot), size):
@@ -227,16 +241,15 @@ class Work:
   def _train_group(self, group: Sequence[Member], size: int, directory: pathlib.Path,
                    equipment: Equipment) -> None:
     with contextlib.ExitStack() as stack:
-      held = [(member.config, stack.enter_context(self._hold(member))) for member in group]
-      if all(is_done(own.path) for _, own in held):
+      members = [(member.config, stack.enter_context(self._hold(member))) for member in group]
+      if all(is_done(own.path) for _, own in members):
         shutil.rmtree(directory, ignore_errors=True)
         return
       directory.mkdir(parents=True, exist_ok=True)
-      together = Lockstep(held, directory, equipment, size, self.display, self.interrupt)
-      stack.callback(together.checkpoints.close)
-      together.resume()
-      together.progress.seconds['data'] += self.data_seconds
-      self.data_seconds = 0.0
-      self.display.say(f'{group[0].name} to {group[-1].name}:')
-      together.fit()
-      together.finish()
+      trainer = Group(members, directory, equipment, size, self.console, self.signals)
+      stack.callback(trainer.checkpoints.close)
+      trainer.resume()
+      self._book_data(trainer)
+      self.console.say(f'{group[0].name} to {group[-1].name}:')
+      trainer.fit()
+      trainer.finish()

@@ -14,9 +14,11 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from fmnist_jax import processes
 from fmnist_jax.config import Config, differences, from_json, to_json
-from fmnist_jax.errors import ConfigError, WorkdirError
-from fmnist_jax.files import (
+from fmnist_jax.errors import CheckpointError, ConfigError, WorkdirError
+from fmnist_jax.storage import readback
+from fmnist_jax.storage.files import (
   PathLike,
   parse_json,
   read_json,
@@ -25,7 +27,7 @@ from fmnist_jax.files import (
   write_bytes,
   write_json,
 )
-from fmnist_jax.readback import open_regular
+from fmnist_jax.storage.readback import open_regular
 
 _LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -52,7 +54,8 @@ def read_config(directory: PathLike) -> Config:
 class History:
   """The records of a run's epochs, one JSON object a line: metrics.jsonl.
 
-  A record holds at least `step`, the number of optimiser steps taken.
+  A record holds at least `step`, the number of optimiser steps taken. Of several processes, the
+  first alone touches the file; `append` and `rewind` are for all of them to call.
   """
 
   def __init__(self, path: PathLike):
@@ -75,6 +78,32 @@ class History:
       ValueError: when the record holds NaN or infinity.
       WorkdirError: when it cannot be written; the file is then as it was.
     """
+    processes.of_primary(lambda: self._append(record))
+
+  def rewind(self, epochs: int, step: int) -> None:
+    """Drops, atomically, the records after `step`, so that what is repeated is not listed twice.
+
+    Args:
+      epochs: how many records there must be up to there.
+      step: the last step to keep: that of a checkpoint which training goes on from.
+
+    Raises:
+      CheckpointError: when records are missing or are none of a run.
+      WorkdirError: when the file cannot be read or written.
+    """
+    processes.of_primary(lambda: self._rewind(epochs, step))
+
+  def _rewind(self, epochs: int, step: int) -> None:
+    kept = self.truncate(step)
+    if len(kept) != epochs:
+      raise CheckpointError(f'{self.path} has {len(kept)} epochs, but the checkpoint was saved '
+                            f'after {epochs}; put the file back, or choose another --workdir.')
+    found = None if kept and 'members' in kept[0] else readback.history_problem(kept)
+    if found:
+      raise CheckpointError(f'{self.path} is damaged ({found}); put the file back, or choose '
+                            'another --workdir.')
+
+  def _append(self, record: Mapping[str, Any]) -> None:
     line = json.dumps(dict(record), allow_nan=False).encode() + b'\n'
     if self._end is None:
       self._end = _whole_lines(self._load())
@@ -95,17 +124,7 @@ class History:
     self._end += len(line)
 
   def truncate(self, step: int) -> list[dict[str, Any]]:
-    """Drops, atomically, the records after `step`.
-
-    A run that resumes from a checkpoint of `step` calls this, so that epochs it repeats are not
-    listed twice.
-
-    Args:
-      step: the last step to keep.
-
-    Returns:
-      The records kept.
-    """
+    """Drops, atomically, the records after `step`; returns those kept."""
     content = self._load()
     kept = [(record, line) for record, line in self._parse(content) if record['step'] <= step]
     wanted = b''.join(line for _, line in kept)
@@ -152,19 +171,19 @@ _open_locks: weakref.WeakSet[Workdir] = weakref.WeakSet()
 class Workdir:
   """The directory of one run, held by one process until `close` or its death.
 
+  Of several processes that share a run, the first alone touches it; all learn what goes wrong.
+
   Attributes:
     path: the directory.
     history: the epochs of the run, metrics.jsonl.
   """
 
-  def __init__(self, path: PathLike, config: Config, *, hold: bool = True):
+  def __init__(self, path: PathLike, config: Config):
     """Opens the directory of a run, new or to be continued.
 
     Args:
       path: created, with its parents, when it does not exist.
       config: the validated config; saved in config.json, or compared with what is saved there.
-      hold: False only names the directory and touches nothing, for a process that leaves it to
-        another.
 
     Raises:
       WorkdirError: when the directory cannot be created or written, holds something else than a
@@ -173,8 +192,9 @@ class Workdir:
     self.path = pathlib.Path(path)
     self.history = History(self.path / 'metrics.jsonl')
     self._lock: int | None = None
-    if not hold:
-      return
+    processes.of_primary(lambda: self._open(config))
+
+  def _open(self, config: Config) -> None:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._refuse_foreign()
@@ -192,6 +212,21 @@ class Workdir:
       place = getattr(error, 'filename', None) or self.path
       raise WorkdirError(f'{place} cannot be used: {reason(error)}; choose another --workdir or '
                          'give permission.') from error
+
+  def results(self) -> dict[str, Any] | None:
+    """results.json of a finished run, in every process; None of one that is not finished.
+
+    Raises:
+      WorkdirError: when the directory is a population's, or results.json is damaged.
+    """
+    def read() -> dict[str, Any] | None:
+      if (self.path / 'plan.json').exists():
+        raise WorkdirError(f'{self.path} holds a population, not a single run; choose another '
+                           '--workdir.')
+      if not (self.path / 'results.json').exists():
+        return None
+      return read_json(self.path / 'results.json', readback.RESULTS)
+    return processes.of_primary(read)
 
   def __enter__(self) -> Workdir:
     return self

@@ -32,9 +32,10 @@ import jax
 import numpy as np
 from absl import logging
 
-from fmnist_jax import manifest, processes, readback
+from fmnist_jax import processes
 from fmnist_jax.errors import CheckpointError
-from fmnist_jax.files import fsync_directory
+from fmnist_jax.storage import manifest, readback
+from fmnist_jax.storage.files import fsync_directory
 
 PyTree = Any
 
@@ -42,8 +43,8 @@ PyTree = Any
 class Checkpoints:
   """The checkpoints in one directory.
 
-  With several JAX processes the state must be replicated; process 0 writes, and the others learn
-  whether it succeeded. `save`, `save_async`, `wait` and `latest_good` are for all of them to call.
+  With several JAX processes the state must be replicated; process 0 reads and writes, and the
+  others get what it read and learn whether it succeeded: all of them call what is public here.
   """
 
   def __init__(self, directory: str | os.PathLike[str], form: readback.Form = dict):
@@ -100,6 +101,15 @@ class Checkpoints:
       CheckpointError: when the checkpoint is missing, damaged, of another model, or written by a
         newer version of this library.
     """
+    progress: list[dict[str, Any]] = []
+    def read() -> PyTree:
+      state, own = self._restore(step, like)
+      progress.append(own)
+      return state
+    state = processes.arrays_of_primary(read, like)
+    return state, processes.of_primary(lambda: progress[0])
+
+  def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     directory, contents = self._verified(step)
     wanted, structure = _named(like)
     by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
@@ -124,8 +134,7 @@ class Checkpoints:
 
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
-    directory, _ = self._verified(step)
-    return self._read_progress(directory)
+    return processes.of_primary(lambda: self._read_progress(self._verified(step)[0]))
 
   def _read_progress(self, directory: pathlib.Path) -> dict[str, Any]:
     """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
@@ -199,11 +208,13 @@ class Checkpoints:
         self._writer = None
 
   def clean(self) -> None:
-    """Removes what killed processes left half written or half removed.
+    """Removes what killed processes left half written or half removed; `save` does so too.
 
-    Only the process that writes here may call it; `save` does so when it first needs to. What
-    cannot be removed is logged.
+    What cannot be removed is logged.
     """
+    processes.of_primary(self._remove_leftovers)
+
+  def _remove_leftovers(self) -> None:
     self._clean = True
     for old in self._leftovers('.old-*'):
       current = self.directory / old.name.removeprefix('.old-')
@@ -269,7 +280,7 @@ class Checkpoints:
              keep: frozenset[int]) -> None:
     new, current = self.directory / f'.new-{step}', self.directory / str(step)
     if not self._clean:
-      self.clean()
+      self._remove_leftovers()
     try:
       (new / 'state').mkdir(parents=True)
       _write_arrays(new / 'state', arrays)

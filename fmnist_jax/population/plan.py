@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fmnist_jax import config as config_lib
+from fmnist_jax import settings
 from fmnist_jax.errors import ConfigError
 
 MOST_MEMBERS = 10_000
@@ -62,7 +63,7 @@ def plan(config: config_lib.Config, seeds: int,
 
 
 def _check_can_vary(config: config_lib.Config, name: str) -> None:
-  fields = {key: (value, field.metadata['continuous'])
+  fields = {key: (value, field.limits.continuous)
             for key, value, field in config_lib.leaves(config)}
   able = []
   for key, (value, continuous) in fields.items():
@@ -71,7 +72,7 @@ def _check_can_vary(config: config_lib.Config, name: str) -> None:
   if name in able:
     return
   if name not in fields:
-    raise ConfigError(config_lib.unknown_field(name, [*able, *fields]))
+    raise ConfigError(settings.unknown(name, [*able, *fields]))
   value, continuous = fields[name]
   if continuous:
     entries = [f'{name}.{i}' for i in range(len(value))]

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import files, metrics, readback, workdir
+from fmnist_jax import metrics
 from fmnist_jax.errors import DivergenceError, WorkdirError
+from fmnist_jax.storage import files, readback, workdir
 
 SCORES = ('accuracy', 'loss', 'macro_f1', 'train_validation_gap')
 
@@ -168,7 +169,8 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
       'seconds': {phase: sum(group['seconds'][phase] for group in groups)
                   for phase in groups[0]['seconds']},
       **{name: one.results[name] for name in ('data_sha256', 'versions', 'device')}}
-  files.write_bytes(directory / 'curves.png', _picture(curves))
+  from fmnist_jax.report import populations  # Imports matplotlib, which takes a while.
+  files.write_bytes(directory / 'curves.png', populations.curves(curves))
   files.write_json(directory / 'population.json', found)
   say(table(found))
   if diverged:
@@ -215,69 +217,3 @@ def table(found: Mapping[str, Any]) -> str:
         for name, scores in found['groups'][0]['f1_of_class'].items()]
     text += '\n\n' + columns(classes)
   return text
-
-
-def spread(histories: Sequence[Sequence[Mapping[str, Any]]], name: str) -> tuple[
-    np.ndarray, np.ndarray]:
-  """Mean and standard deviation of a curve at each epoch, over the members still training."""
-  longest = max(map(len, histories))
-  at = [[history[epoch][name] for history in histories if epoch < len(history)]
-        for epoch in range(longest)]
-  return (np.array([np.mean(values) for values in at]),
-          np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in at]))
-
-
-def _picture(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> bytes:
-  """Every member's curves, their mean and a band of one standard deviation about it, as a PNG.
-
-  Args:
-    curves: the histories of the members, by setting.
-  """
-  from matplotlib import colormaps
-  from matplotlib.ticker import MaxNLocator
-
-  from fmnist_jax.report import canvas
-  theme = canvas.LIGHT
-  validated = all('validation_loss' in history[0] for lot in curves.values() for history in lot)
-  measured = 'validation' if validated else 'clean_train'
-  if len(curves) == 1:
-    key, = curves
-    series = [(key, 'clean_train', 'training, clean', theme.first)]
-    series += [(key, 'validation', 'validation', theme.second)] if validated else []
-  else:
-    shades = colormaps['viridis'](np.linspace(0, 0.85, len(curves)))
-    series = [(key, measured, key, shade) for key, shade in zip(curves, shades)]
-  lines = -(-len(series) // (2 if len(curves) == 1 else 1))
-  room = 0.25 + 0.2 * lines
-  height = 5.7 + room
-  with canvas.drawing():
-    figure = canvas.new_figure(height, theme)
-    for row, (quantity, label, scale) in enumerate((('loss', 'loss (nats)', 1),
-                                                    ('accuracy', 'accuracy (%)', 100))):
-      axes = canvas.new_axes(figure, theme, left=0.6, right=0.2, top=0.4 + room + 2.8 * row,
-                             bottom=0.5 + 2.8 * (1 - row))
-      for key, kind, text, color in series:
-        name = f'{kind}_{quantity}'
-        for history in curves[key]:
-          axes.plot([record['epoch'] for record in history],
-                    [scale * record[name] for record in history], color=color, linewidth=0.5,
-                    alpha=0.35)
-        mean, std = (scale * values for values in spread(curves[key], name))
-        epochs = np.arange(1, len(mean) + 1)
-        axes.fill_between(epochs, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
-        axes.plot(epochs, mean, color=color, linewidth=1.8, label=text,
-                  marker='o' if len(mean) == 1 else '', markersize=3.2)
-      axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-      axes.margins(y=0.08)
-      axes.grid(color=theme.grid, linewidth=0.8)
-      axes.set_ylabel(label, color=theme.ink)
-      axes.set_xlabel('epoch', color=theme.ink)
-      title = quantity.capitalize() if len(curves) == 1 else (
-          f'{"Validation" if validated else "Training"} {quantity}')
-      canvas.put_title(figure, title, theme, below=room + 2.8 * row)
-    canvas.put_legend(figure, theme, handles=axes.get_legend_handles_labels()[0],
-                      loc='upper left', ncols=2 if len(curves) == 1 else 1,
-                      bbox_to_anchor=(0.05 / canvas.WIDTH, 1 - 0.05 / height), borderaxespad=0,
-                      title='mean of the members, and one standard deviation about it',
-                      title_fontsize=8, alignment='left')
-    return canvas.png(figure)

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmnist_jax import backend
+from fmnist_jax import machine
 from fmnist_jax.errors import BackendError
 
-ROOT = str(pathlib.Path(backend.__file__).parent.parent)
+ROOT = str(pathlib.Path(machine.__file__).parent.parent)
 
 TRAIN = """
 import hashlib, logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format='%(message)s')
-from fmnist_jax import backend
-backend.prepare_environment()
+from fmnist_jax import machine
+machine.prepare_environment()
 import jax, jax.numpy as jnp
 logging.getLogger('jax').setLevel(logging.WARNING)  # Before the import, jax would take it for C++.
-backend.setup(deterministic=False, compile_cache=True)
+machine.setup(deterministic=False, compile_cache=True)
 hits = []
 jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(event) if event.endswith('/cache_hits') else None)
@@ -55,7 +55,7 @@ def entries(cache):
 # The known answer.
 
 def test_this_backend_computes_rightly():
-  backend.check()
+  machine.check()
 
 
 def test_a_backend_that_computes_wrongly_is_refused(monkeypatch):
@@ -64,7 +64,7 @@ def test_a_backend_that_computes_wrongly_is_refused(monkeypatch):
   monkeypatch.setattr(jax, 'vmap', lambda f: lambda x: right(f)(
       x.at[32_768:].set(x[32_736:40_000 - 32])))
   with pytest.raises(BackendError, match=r'computes wrongly .*known answers are off.*install'):
-    backend.check()
+    machine.check.__wrapped__()
 
 
 def test_the_known_answer_is_exact_in_half_precision():
@@ -75,10 +75,10 @@ def test_the_known_answer_is_exact_in_half_precision():
 
 
 def test_a_backend_that_does_not_start_is_one_sentence(tmp_path):
-  out = run('from fmnist_jax import backend\n'
+  out = run('from fmnist_jax import machine\n'
             'from fmnist_jax.errors import BackendError\n'
             'try:\n'
-            '  backend.setup(deterministic=False, compile_cache=False)\n'
+            '  machine.setup(deterministic=False, compile_cache=False)\n'
             'except BackendError as error:\n'
             '  print(error)\n', tmp_path, JAX_PLATFORMS='nonesuch')
   assert 'nonesuch' in out and 'JAX_PLATFORMS=cpu' in out and out.count('\n') == 1
@@ -88,12 +88,12 @@ def test_a_backend_that_does_not_start_is_one_sentence(tmp_path):
 
 def test_deterministic_flag_is_set_once_and_kept(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-  backend._set_flags((backend.DETERMINISTIC_FLAG,), True)
-  backend._set_flags((backend.DETERMINISTIC_FLAG,), True)
+  machine._add_flag(machine.DETERMINISTIC_FLAG)
+  machine._add_flag(machine.DETERMINISTIC_FLAG)
   assert os.environ['XLA_FLAGS'] == ('--xla_force_host_platform_device_count=4 '
                                      '--xla_gpu_deterministic_ops=true')
   monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_deterministic_ops=false')
-  backend._set_flags((backend.DETERMINISTIC_FLAG,), True)
+  machine._add_flag(machine.DETERMINISTIC_FLAG)
   assert os.environ['XLA_FLAGS'] == '--xla_gpu_deterministic_ops=false'
 
 
@@ -102,25 +102,25 @@ def test_deterministic_flag_too_late_for_a_gpu(monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', '')
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
   with pytest.raises(BackendError, match='too late'):
-    backend._set_flags((backend.DETERMINISTIC_FLAG,), True)
+    machine.setup(deterministic=True, compile_cache=False)
 
 
 def test_setup_takes_every_flag_and_imports_jax_late(tmp_path):
   out = run('import os, sys\n'
-            'from fmnist_jax import backend\n'
-            'backend.prepare_environment()\n'
+            'from fmnist_jax import machine\n'
+            'machine.prepare_environment()\n'
             'print("jax" in sys.modules, os.environ["TF_CPP_MIN_LOG_LEVEL"])\n'
-            'print(backend.setup(deterministic=True, compile_cache=False))\n'
+            'print(machine.setup(deterministic=True, compile_cache=False))\n'
             'print(os.environ["XLA_FLAGS"])\n', tmp_path)
-  assert out.split() == ['False', '3', 'cpu', *backend.CPU_FLAGS, backend.DETERMINISTIC_FLAG]
+  assert out.split() == ['False', '3', 'cpu', machine.DETERMINISTIC_FLAG]
   assert entries(tmp_path) == []
 
 
 def test_only_orbax_is_kept_quiet(tmp_path):
   # In a process of its own, because it matters who is first to ask for the logger.
   out = run('import logging, sys\n'
-            'from fmnist_jax import backend\n'
-            'backend.setup(deterministic=False, compile_cache=False)\n'
+            'from fmnist_jax import machine\n'
+            'machine.setup(deterministic=False, compile_cache=False)\n'
             'logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)\n'
             'for path in ("/x/orbax/checkpoint/a.py", "/x/fmnist_jax/train.py"):\n'
             '  text = "from absl import logging; logging.warning(__file__)"\n'
@@ -176,7 +176,7 @@ def test_programs_others_could_have_written_are_not_run(tmp_path):
 
 
 def test_program_cache_keeps_whole_values_only(tmp_path):
-  cache = backend.ProgramCache(tmp_path)
+  cache = machine.ProgramCache(tmp_path)
   assert cache.get('a') is None
   cache.put('a', b'program')
   cache.put('b', b'')
@@ -195,14 +195,14 @@ def test_program_cache_keeps_whole_values_only(tmp_path):
 
 
 def test_a_disk_that_fails_is_told_once_and_otherwise_ignored(tmp_path, monkeypatch, caplog):
-  cache = backend.ProgramCache(tmp_path)
+  cache = machine.ProgramCache(tmp_path)
   cache.put('a', b'program')
 
   def fail(*_, **__):
     raise OSError(errno.EROFS, os.strerror(errno.EROFS))
   monkeypatch.setattr(os, 'utime', fail)
   monkeypatch.setattr(pathlib.Path, 'write_bytes', fail)
-  with caplog.at_level(logging.INFO):
+  with caplog.at_level(logging.INFO, logger='absl'):
     for _ in range(3):
       cache.put('b', b'program')
   assert cache.get('a') == b'program' and cache.get('b') is None
@@ -211,7 +211,7 @@ def test_a_disk_that_fails_is_told_once_and_otherwise_ignored(tmp_path, monkeypa
 
 
 def test_the_longest_unused_go_first_and_leftovers_go_always(tmp_path):
-  cache = backend.ProgramCache(tmp_path / '0.1-cpu-x')
+  cache = machine.ProgramCache(tmp_path / '0.1-cpu-x')
   cache._path.mkdir()
   for age, key in enumerate('abcd'):
     cache.put(key, bytes(68))
@@ -221,5 +221,5 @@ def test_the_longest_unused_go_first_and_leftovers_go_always(tmp_path):
   (cache._path / f'.{dead.pid}-ab').write_bytes(b'x')
   (cache._path / f'.{os.getpid()}-ab').write_bytes(b'')
   assert cache.get('d') == bytes(68)  # Used now.
-  backend._shrink(tmp_path, 250)
+  machine._shrink(tmp_path, 250)
   assert sorted(os.listdir(cache._path)) == [f'.{os.getpid()}-ab', 'a', 'd']

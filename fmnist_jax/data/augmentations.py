@@ -1,55 +1,157 @@
-"""Random changes to training images: pure functions of a key and images, for use inside `jit`.
+"""Random changes to training images: settings, and pure functions of a key for use inside `jit`.
 
 Images are uint8, or floats in [0, 1], [B, H, W, C], with 0 the background: what moves in from
 outside is 0. Flips and shifts leave bytes what they are, which a CPU moves sooner than floats; what
-mixes pixels makes them floats.
-Each image draws for itself. Strengths are numbers or traced scalars, so that members of a
-population may differ in them; whether a change is made at all is decided when tracing.
-
-Rotation, zoom and shift are one resampling, because images blur a little more each time. It is
-written as gathers within each image, which XLA runs quickly on every backend and which stay within
-a device when the batch is divided over several.
+mixes pixels makes them floats. Each image draws for itself. Strengths are numbers or traced
+scalars, so that members of a population may differ in them; a Python 0 leaves a change out of the
+program.
 """
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
-from fmnist_jax import config as config_lib
-from fmnist_jax import ops
+from fmnist_jax import ops, settings
+from fmnist_jax.settings import is_on, setting
 
 Strength = jax.Array | float
+Examples = tuple[jax.Array, jax.Array]
 
 
-def augment(key: jax.Array, images: jax.Array, config: config_lib.Augment) -> jax.Array:
-  """Applies the changes that are switched on: flip, then rotation, zoom and shift, then erasing.
+class Augmentation(settings.Section):
+  """A dataclass of settings that is called with a batch; `data.augment` is a sequence of them."""
 
-  Args:
-    key: typed key.
-    images: [B, H, W, C].
-    config: strengths; a Python 0 leaves a change out of the program.
+  @abc.abstractmethod
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """The batch, changed.
 
-  Returns:
-    Images of the same shape; floats where any change but flip and shift is switched on.
-  """
-  on = config_lib.is_on
-  keys = jax.random.split(key, 5)
-  if on(config.flip):
-    images = horizontal_flip(keys[0], images, config.flip)
-  if on(config.rotation) or on(config.zoom):
-    batch = len(images)
-    angles = _symmetric(keys[1], batch, config.rotation) if on(config.rotation) else 0.0
-    zooms = 1 + _symmetric(keys[2], batch, config.zoom) if on(config.zoom) else 1.0
-    shifts = _pixels(keys[3], batch, config.shift) if on(config.shift) else 0.0
-    images = resample(ops.pixels(images), angles, zooms, shifts)
-  elif on(config.shift):
-    images = shift(keys[3], images, config.shift)
-  if on(config.erasing):
-    images = random_erasing(keys[4], ops.pixels(images), config.erasing)
-  return images
+    Args:
+      key: typed key, of this step and this augmentation alone.
+      images: uint8, or float32 in [0, 1] where an augmentation before made them so, [B, H, W, C].
+      targets: class probabilities, float32 [B, K].
+
+    Returns:
+      Images of the same shape, uint8 or float32 in [0, 1], and targets.
+    """
+
+
+def augment(augmentations: Sequence[Augmentation], key: jax.Array, images: jax.Array,
+            targets: jax.Array) -> Examples:
+  """Applies augmentations one after another, each with a key of its own."""
+  for i, augmentation in enumerate(augmentations):
+    images, targets = augmentation(jax.random.fold_in(key, i), images, targets)
+  return images, targets
+
+
+@dataclasses.dataclass
+class Flip(Augmentation):
+  """Mirrors images left to right."""
+  probability: float = setting(0.5, 'of each image', low=0, high=1, continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    if is_on(self.probability):
+      images = horizontal_flip(key, images, self.probability)
+    return images, targets
+
+
+@dataclasses.dataclass
+class Shift(Augmentation):
+  """Moves images by whole pixels: padding with zeros, then cropping at random."""
+  pixels: float = setting(1.0, 'largest shift along each axis, pixels', low=0, high=64,
+                          continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    if is_on(self.pixels):
+      images = shift_by(images, _pixels(key, len(images), self.pixels).astype(jnp.int32))
+    return images, targets
+
+
+@dataclasses.dataclass
+class Affine(Augmentation):
+  """Rotation, zoom and shift as one bilinear resampling, since images blur a little each time."""
+  rotation: float = setting(3.0, 'largest rotation either way, degrees', low=0, high=180,
+                            continuous=True)
+  zoom: float = setting(0.0, 'largest relative zoom in or out (0.1: 0.9 to 1.1)', low=0, high=1,
+                        open_high=True, continuous=True)
+  shift: float = setting(0.0, 'largest shift along each axis, whole pixels', low=0, high=64,
+                         continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    keys, batch = jax.random.split(key, 3), len(images)
+    angles = _symmetric(keys[0], batch, self.rotation) if is_on(self.rotation) else 0.0
+    zooms = 1 + _symmetric(keys[1], batch, self.zoom) if is_on(self.zoom) else 1.0
+    shifts = _pixels(keys[2], batch, self.shift) if is_on(self.shift) else 0.0
+    if any(map(is_on, (self.rotation, self.zoom, self.shift))):
+      images = resample(ops.pixels(images), angles, zooms, shifts)
+    return images, targets
+
+
+@dataclasses.dataclass
+class RandomErasing(Augmentation):
+  """Overwrites a random rectangle with random values (arXiv:1708.04896)."""
+  probability: float = setting(0.25, 'of each image', low=0, high=1, continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    if is_on(self.probability):
+      images = random_erasing(key, ops.pixels(images), self.probability)
+    return images, targets
+
+
+@dataclasses.dataclass
+class MixUp(Augmentation):
+  """Mixes each image and its target with another's (arXiv:1710.09412)."""
+  alpha: float = setting(0.2, 'of the Beta(alpha, alpha) that shares are drawn from, one a batch',
+                         low=0, continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    if not is_on(self.alpha):
+      return images, targets
+    share, others = _partners(key, len(images), self.alpha)
+    images = ops.pixels(images)
+    return (share * images + (1 - share) * images[others],
+            share * targets + (1 - share) * targets[others])
+
+
+@dataclasses.dataclass
+class CutMix(Augmentation):
+  """Pastes a rectangle of another image, which shares the target by its area (arXiv:1905.04899)."""
+  alpha: float = setting(1.0, 'of the Beta(alpha, alpha) that areas are drawn from, one a batch',
+                         low=0, continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """See `Augmentation`."""
+    if not is_on(self.alpha):
+      return images, targets
+    key, place = jax.random.split(key)
+    share, others = _partners(key, len(images), self.alpha)
+    height, width = images.shape[1:3]
+    sides = jnp.array([height, width], jnp.float32)
+    middle = jnp.floor(jax.random.uniform(place, (2,)) * sides)
+    half = jnp.floor(sides * jnp.sqrt(1 - share)) / 2
+    low, high = (jnp.clip(jnp.floor(middle + sign * half), 0, sides) for sign in (-1, 1))
+    inside = lambda axis, size: (jnp.arange(size) >= low[axis]) & (jnp.arange(size) < high[axis])
+    mask = inside(0, height)[:, None] & inside(1, width)[None, :]
+    kept = 1 - jnp.mean(mask, dtype=jnp.float32)  # What was cut off at the rim does not count.
+    images = jnp.where(mask[None, :, :, None], images[others], images)
+    return images, kept * targets + (1 - kept) * targets[others]
+
+
+def _partners(key: jax.Array, batch: int, alpha: Strength) -> tuple[jax.Array, jax.Array]:
+  """The share that each image keeps, a scalar, and whom it is mixed with, int32 [batch]."""
+  share_key, order_key = jax.random.split(key)
+  return (jax.random.beta(share_key, alpha, alpha, dtype=jnp.float32),
+          jax.random.permutation(order_key, batch))
 
 
 def horizontal_flip(key: jax.Array, images: jax.Array, probability: Strength) -> jax.Array:
@@ -66,14 +168,6 @@ def horizontal_flip(key: jax.Array, images: jax.Array, probability: Strength) ->
   return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def shift(key: jax.Array, images: jax.Array, pixels: Strength) -> jax.Array:
-  """Moves each image by whole pixels, uniform in -pixels..pixels along each axis.
-
-  The same as padding with `pixels` zeros all round and cropping at random.
-  """
-  return shift_by(images, _pixels(key, len(images), pixels).astype(jnp.int32))
-
-
 def shift_by(images: jax.Array, offsets: jax.Array) -> jax.Array:
   """Moves image b down by offsets[b, 0] and right by offsets[b, 1] whole pixels; fills with 0."""
   _, height, width, _ = images.shape
@@ -84,16 +178,6 @@ def shift_by(images: jax.Array, offsets: jax.Array) -> jax.Array:
   moved = jax.vmap(lambda image, y, x: image[y][:, x])(
       images, jnp.clip(rows, 0, height - 1), jnp.clip(columns, 0, width - 1))
   return jnp.where(inside[..., None], moved, 0)
-
-
-def rotation(key: jax.Array, images: jax.Array, degrees: Strength) -> jax.Array:
-  """Turns each image about its middle by an angle uniform in -degrees..degrees, bilinearly."""
-  return resample(images, _symmetric(key, len(images), degrees), 1.0, 0.0)
-
-
-def zoom(key: jax.Array, images: jax.Array, amount: Strength) -> jax.Array:
-  """Enlarges each image about its middle by a factor uniform in 1 - amount..1 + amount."""
-  return resample(images, 0.0, 1 + _symmetric(key, len(images), amount), 0.0)
 
 
 def resample(images: jax.Array, degrees: Strength, zooms: Strength,

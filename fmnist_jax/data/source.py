@@ -1,0 +1,90 @@
+"""Where images come from: the `data` section of a config, and the sets that this library knows."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+
+from fmnist_jax import settings
+from fmnist_jax.data import npz, pipeline, sources
+from fmnist_jax.data.augmentations import Augmentation
+from fmnist_jax.data.dataset import Dataset, Split
+from fmnist_jax.errors import ConfigError
+from fmnist_jax.settings import setting, shown
+
+
+@dataclasses.dataclass
+class DataSource(settings.Section):
+  """A dataclass of settings that loads a data set; one of one's own adds `load`."""
+  train_examples: int = setting(0, 'use only the first N training examples, validation included; '
+                                '0: all (synthetic: 60,000)', low=0, high=2**30)
+  test_examples: int = setting(0, 'use only the first N test examples; 0: all (synthetic: 10,000)',
+                               low=0, high=2**30)
+  validation_examples: int = setting(5000, 'taken from the training set, class-balanced, the same '
+                                     'for every seed; 0: no validation, the last epoch is kept',
+                                     low=0)
+  batch_size: int = setting(128, 'training examples a step, over all devices', low=1)
+  residency: str = setting('auto', 'resident: the whole set on the device; streamed: batches are '
+                           'read ahead from disk; auto: resident when it fits',
+                           choices=('auto', 'resident', 'streamed'))
+  augment: tuple[Augmentation, ...] = ()
+
+  @abc.abstractmethod
+  def load(self) -> Dataset:
+    """The whole set; the loop takes from it what `train_examples` and the like say.
+
+    Raises:
+      DataError: one sentence on what is wrong and what to do.
+    """
+
+  def fallback(self) -> DataSource | None:
+    """What to train on, loudly, when `load` raises DataUnavailable; None: nothing."""
+    return None
+
+  def check_settings(self, name: str) -> None:
+    """Raises ConfigError when no training example would be left."""
+    if self.train_examples and self.validation_examples >= self.train_examples:
+      raise ConfigError(f'{name}.validation_examples is {self.validation_examples}, but '
+                        f'{name}.train_examples is {self.train_examples}: nothing is left to train '
+                        'on.')
+
+
+@dataclasses.dataclass
+class Data(DataSource):
+  """Fashion-MNIST, MNIST, drawn garments, or a .npz of one's own."""
+  name: str = setting('fashion_mnist',
+                      'fashion_mnist, mnist, synthetic, or the path of a .npz of one\'s own')
+  data_dir: str = setting('', 'folder holding the four original .gz files; empty: look in '
+                          '$FMNIST_DATA_DIR, then in the usual caches, then download',
+                          location=True)
+  offline_fallback: bool = setting(False, 'train on the synthetic set, loudly, when the data set '
+                                   'cannot be had', location=True)
+
+  def check_settings(self, name: str) -> None:
+    """Raises ConfigError for a set that is not known."""
+    super().check_settings(name)
+    known = (*sources.ORIGINALS, 'synthetic')
+    if self.name not in known and not self.name.endswith('.npz'):
+      raise ConfigError(f'{name}.name is {shown(self.name)}; it must be one of '
+                        f'{", ".join(known)}, or the path of a .npz file.')
+
+  def load(self) -> Dataset:
+    """Finds, verifies and opens the set; see `DataSource`."""
+    if self.name.endswith('.npz'):
+      return npz.read(self.name)
+    if self.name == 'synthetic':
+      files, counts = None, (self.train_examples or 60_000, self.test_examples or 10_000)
+    else:
+      # Before the slow import: a folder that somebody named and that is wrong is told at once.
+      files = sources.named(self.name, self.data_dir)
+      counts = sources.ORIGINALS[self.name].examples
+    from fmnist_jax.data import prepared  # Imports TFDS, which takes a while.
+    opened = prepared.Prepared(self.name, files, *counts)
+    in_memory = pipeline.is_resident(self.residency, opened.bytes)
+    return Dataset(self.name, opened.class_names, Split.of(*opened.open('train', in_memory)),
+                   lambda: Split.of(*opened.open('test', in_memory)), opened.sha256(),
+                   synthetic=self.name == 'synthetic')
+
+  def fallback(self) -> DataSource | None:
+    """The drawn garments, if the config allows it."""
+    return dataclasses.replace(self, name='synthetic') if self.offline_fallback else None

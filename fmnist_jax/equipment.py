@@ -1,0 +1,99 @@
+"""What the runs of one program share: compiled functions, data on the devices, and one epoch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import data, evaluation, sharding, step
+from fmnist_jax.errors import ConfigError
+from fmnist_jax.programs import Programs
+
+# Streamed calls hold at most this many bytes of images, however many steps a dispatch has.
+_STREAM_BYTES = 64 * 2**20
+
+
+class Equipment:
+  """Programs and data of runs that differ in seed and continuous settings.
+
+  Attributes:
+    dataset: what is trained on, dealt out.
+    mesh: where.
+    programs: compiled once for all of them.
+    measured: what is measured after each epoch, by name: batches of the clean training examples
+      and, where there is one, of the validation split.
+  """
+
+  def __init__(self, config: config_lib.Config, dataset: data.Dataset, mesh: Mesh):
+    """Args: `config` with nothing left to 'auto'."""
+    self.dataset, self.mesh = dataset, mesh
+    self.programs: Any = Programs(config, mesh, dataset.image_shape, dataset.num_classes,
+                                  len(dataset.train))
+    if not self.programs.horizon.steps_per_epoch:
+      raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
+                        f'{len(dataset.train)} training examples; use a smaller batch.')
+    resident = config.data.residency == 'resident'
+    self.measured = {
+        name: evaluation.Batches(split, config.evaluate.batch_size, mesh, resident=resident)
+        for name, split in (('clean_train', dataset.clean_train),
+                            ('validation', dataset.validation)) if split}
+    self._resident = sharding.put(dataset.train.arrays(),
+                                  sharding.replicated(mesh)) if resident else None
+
+  def with_programs(self, programs: Any) -> Equipment:
+    """The same data with other programs: of other features, or mapped over members."""
+    other = copy.copy(self)
+    other.programs = programs
+    return other
+
+  def train(self, state: step.TrainState, sums: step.Sums, hyper: Any, epoch: int, first: int = 0,
+            *more: Any) -> Iterator[tuple[int, step.TrainState, step.Sums]]:
+    """Trains an epoch from step `first` on, one call of the compiled program at a time.
+
+    The only place where training steps are dispatched. Nothing here waits for the devices, and
+    what is yielded may still be under way.
+
+    Args:
+      state: before step `first`; its memory is taken over.
+      sums: of the epoch so far.
+      hyper: values of the continuous settings, placed.
+      epoch: its number, from 0.
+      first: the first step, counted from the epoch's start.
+      *more: further arguments of `programs.train`.
+
+    Yields:
+      How many steps of the epoch are done, the state and the sums.
+    """
+    programs = self.programs
+    order = programs.call(programs.order, state.key, programs.number(epoch))
+    for done, what in self._calls(order, first):
+      state, sums = programs.call(programs.train, state, sums, hyper, *what, *more, donate=(0,))
+      yield done, state, sums
+
+  def _calls(self, order: jax.Array, start: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
+    """The calls of an epoch from step `start`: (steps done after it, what it trains on)."""
+    programs, config = self.programs, self.programs.config
+    steps, size = programs.horizon.steps_per_epoch, config.train.steps_per_dispatch
+    if self._resident:
+      while start < steps:
+        # Boundaries depend on the config alone, not on where this process began.
+        stop = min((start // size + 1) * size, steps)
+        yield stop, (*self._resident, order, programs.number(start), programs.number(stop))
+        start = stop
+      return
+    examples = config.data.batch_size
+    size = min(size, max(1, _STREAM_BYTES // (examples * math.prod(self.dataset.image_shape))))
+    # Every process reads what its own devices work on.
+    own = sharding.own_examples(self.mesh, examples)
+    place = lambda arrays: sharding.put_own(arrays, self.mesh, own, examples)
+    wanted = jax.device_get(order)[:, own]
+    with data.stream(self.dataset.train, wanted, start, size, place) as chunks:
+      for images, labels in chunks:
+        start += images.shape[0]
+        yield start, (images, labels, None, programs.number(0), programs.number(images.shape[0]))

@@ -1,0 +1,208 @@
+"""A run or one of its checkpoints -> results, predictions.
+
+A saved checkpoint is measured again from nothing but its files and the data set.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import data, machine, metrics, report, settings, sharding
+from fmnist_jax.errors import ConfigError, DataError, DivergenceError
+from fmnist_jax.storage import files
+from fmnist_jax.storage.workdir import Workdir
+from fmnist_jax.trained_model import load_run
+
+Batch = tuple[Any, Any, Any]
+
+
+class Batches:
+  """A split as batches of one size on the mesh: images, labels and a mask that is False on padding.
+
+  Iterating goes over every example once, in order. A resident split is placed on the devices at
+  the first pass and stays there; a streamed one is read again each pass.
+  """
+
+  def __init__(self, split: Any, batch_size: int, mesh: Mesh, *, resident: bool):
+    """Args: `batch_size` is rounded up to a multiple of the devices of `mesh`."""
+    self._split = split
+    self._size = sharding.padded(batch_size, mesh.size)
+    self._sharding = sharding.by_example(mesh)
+    self._kept: list[Batch] | None = [] if resident else None
+
+  @property
+  def examples(self) -> int:
+    """How many examples there are, padding left out."""
+    return len(self._split)
+
+  def __iter__(self) -> Iterator[Batch]:
+    if self._kept:
+      yield from self._kept
+      return
+    read = []
+    for start in range(0, len(self._split), self._size):
+      indices = np.arange(start, min(start + self._size, len(self._split)))
+      missing = self._size - len(indices)
+      images = np.pad(self._split.fetch(indices), ((0, missing), (0, 0), (0, 0), (0, 0)))
+      labels = np.pad(self._split.labels[indices], (0, missing))
+      batch = sharding.put((images, labels, np.arange(self._size) < len(indices)), self._sharding)
+      if self._kept is not None:
+        read.append(batch)
+      yield batch
+    if self._kept is not None:
+      self._kept = read
+
+
+def measure(programs: Any, variables: Any, batches: Batches,
+            poll: Callable[[], None]) -> tuple[np.ndarray, np.ndarray]:
+  """Mean loss (nats) and accuracy over a split, float64, each example counted once.
+
+  Args:
+    programs: of the run; or of members, which gives arrays [M].
+    variables: of the module.
+    batches: of the split.
+    poll: called before each batch; may raise to stop.
+  """
+  sums = programs.zero()
+  for images, labels, mask in batches:
+    poll()
+    sums = programs.call(programs.evaluate, variables, sums, images, labels, mask)
+  total = jax.device_get(sums)
+  return total.loss.astype(np.float64) / total.count, total.correct / total.count
+
+
+def predict(programs: Any, variables: Any, batches: Batches,
+            poll: Callable[[], None]) -> np.ndarray:
+  """Class probabilities of a split, float32 [N, K] ([M, N, K]), in its order; see `measure`."""
+  parts = []
+  for images, _, _ in batches:
+    poll()
+    # Fetched at the end only, so that the device does not wait for the host.
+    parts.append(programs.call(programs.predict, variables, images))
+  return np.concatenate(jax.device_get(parts), axis=-2)[..., :batches.examples, :]
+
+
+def split_of(dataset: data.Dataset, name: str) -> data.Split:
+  """The 'test' or 'validation' split.
+
+  Raises:
+    ConfigError: for another name.
+    DataError: when there is no such split.
+  """
+  if name not in ('test', 'validation'):
+    raise ConfigError(f'The split is {name!r}; it must be test or validation.')
+  if name == 'test':
+    return dataset.test
+  if not dataset.validation:
+    raise DataError(f'No validation data was kept of {dataset.name}; use the test split.')
+  return dataset.validation
+
+
+def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
+          found: dict[str, Any], probabilities: np.ndarray, *, with_report: bool) -> None:
+  """Writes predictions, report and, last because it marks the run as finished, results.json.
+
+  Args:
+    directory: of the run, its history complete.
+    config: of the run.
+    dataset: what it was trained on.
+    found: `results(...)`.
+    probabilities: float32 [N, K].
+    with_report: whether to write report/ too.
+  """
+  split, content = split_of(dataset, found['split']), io.BytesIO()
+  np.savez(content, probabilities=probabilities, labels=split.labels)
+  files.write_bytes(directory.path / 'predictions.npz', content.getvalue())
+  if with_report:
+    images, _ = split.arrays()
+    shown = np.arange(min(1000, len(dataset.train)))
+    report.write(directory.path, history=directory.history.read(), results=found,
+                 probabilities=probabilities, labels=split.labels, images=images,
+                 train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
+                 class_names=dataset.class_names, config=config_lib.to_json(config),
+                 validation_labels=dataset.validation.labels if dataset.validation else None)
+  files.write_json(directory.path / 'results.json', found)
+
+
+def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,
+            labels: np.ndarray, parameters: int, progress: Mapping[str, Any],
+            train: config_lib.Train, seconds: Mapping[str, float], mesh: Mesh) -> dict[str, Any]:
+  """The contents of results.json, as the README lists them.
+
+  Args:
+    described: of the data set: `data.Dataset.describe()`.
+    split: 'test' or 'validation'.
+    probabilities: float32 [N, K].
+    labels: int32 [N].
+    parameters: how many the model has.
+    progress: of the run: epoch, best_epoch, best_validation_accuracy.
+    train: settings of the run.
+    seconds: by phase: data, compile, train, evaluate.
+    mesh: what the predictions were computed on.
+
+  Raises:
+    DivergenceError: when the model predicts what is no probability.
+  """
+  if not np.isfinite(probabilities).all():
+    raise DivergenceError(f'The best model gives {split} images probabilities that are not finite; '
+                          'train again with a lower optim.learning_rate or with optim.clip_norm.')
+  return {
+      'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
+      **metrics.summarize(probabilities, labels, described['class_names']),
+      'parameters': parameters, 'best_epoch': progress['best_epoch'],
+      'best_validation_accuracy': progress['best_validation_accuracy'],
+      'epochs': progress['epoch'], 'seed': train.seed,
+      'seconds': {phase: round(value, 3) for phase, value in seconds.items()},
+      'data_sha256': described['sha256'], 'versions': machine.versions(),
+      'device': sharding.device_name(mesh), 'precision': train.precision,
+      'operations': train.operations}
+
+
+def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
+                 checkpoint: str = 'best', data_dir: str = '') -> dict[str, Any]:
+  """Measures a checkpoint on a split and writes `results-<split>-<checkpoint>.json` beside it.
+
+  Args:
+    directory: the run's work directory.
+    split: 'test' or 'validation'.
+    checkpoint: 'best', 'latest' or a step.
+    data_dir: where the data set is, if not where the run found it.
+
+  Returns:
+    What it wrote, the fields of results.json.
+
+  Raises:
+    UserError: when the run, the checkpoint or the data set is missing, damaged or another one.
+  """
+  run = load_run(directory, checkpoint)
+  began = time.perf_counter()
+  source = run.config.data
+  if data_dir:
+    source = settings.replace(source, {'data_dir': data_dir})
+  dataset = data.load(source)
+  described = run.progress['data']
+  if dataset.sha256 != described['sha256']:
+    raise DataError(f'{directory} was trained on other data than {dataset.name} is now (the '
+                    'SHA-256 digests differ); give the data it was trained on with --data_dir.')
+  chosen = split_of(dataset, split)
+  loaded = time.perf_counter()
+  batches = Batches(chosen, run.config.evaluate.batch_size, run.programs.mesh, resident=False)
+  probabilities = predict(run.programs, run.variables, batches, lambda: None)
+  compiling = run.programs.compile_seconds
+  seconds = {'data': loaded - began, 'compile': compiling,
+             'train': run.progress['seconds']['train'],
+             'evaluate': time.perf_counter() - loaded - compiling}
+  found = results(described=described, split=split, probabilities=probabilities,
+                  labels=chosen.labels, parameters=run.parameters, progress=run.progress,
+                  train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
+  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', found)
+  return found

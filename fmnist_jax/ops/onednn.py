@@ -1,0 +1,216 @@
+"""Convolution by oneDNN, and BatchNorm, ReLU and pools around it, for CPUs: NHWC, HWIO.
+
+The handlers are C++ (`onednn.cc`) that XLA calls through its foreign function interface; `build`
+makes and loads them. Sums are float32 whatever the dtype of images, float32 or bfloat16; kernels
+and other parameters are float32. Under `vmap` members are computed one after another.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmnist_jax.errors import BackendError
+from fmnist_jax.ops import build
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _call(name: str, results: Any, *args: jax.Array, **attributes: Any) -> Any:
+  problem = build.problem()  # Registers the handlers.
+  if problem:
+    raise BackendError(f'There are no oneDNN operations ({problem}); or set '
+                       'train.operations=matmul.')
+  return jax.ffi.ffi_call(f'fmnist_jax_{name}', results, vmap_method='sequential')(
+      *args, **attributes)
+
+
+def _ints(*values: int) -> np.ndarray:
+  return np.array(values, np.int64)
+
+
+def _out(size: int, taps: int, stride: int, pads: tuple[int, int], dilation: int = 1) -> int:
+  return max((size + sum(pads) - (taps - 1) * dilation - 1) // stride + 1, 0)
+
+
+# Convolution. `how` is (strides, pads, dilation, groups).
+How = tuple[tuple[int, int], Pads, tuple[int, int], int]
+
+
+def _flat(how: How) -> np.ndarray:
+  strides, ((top, bottom), (left, right)), dilation, groups = how
+  return _ints(*strides, top, left, bottom, right, *dilation, groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def convolution(how: How, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[N, H, W, C] by [h, w, C / groups, O] -> [N, H', W', O] of x's dtype.
+
+  Args:
+    how: strides, pads, dilation, groups.
+    x: float32 or bfloat16.
+    kernel: float32.
+  """
+  return _forward(how, x, kernel, _NO_BIAS, relu=False)
+
+
+_NO_BIAS = np.zeros((0,), np.float32)
+
+
+def _forward(how, x, kernel, bias, *, relu):
+  strides, pads, dilation, _ = how
+  (n, height, width, _), (kh, kw, _, features) = x.shape, kernel.shape
+  shape = (n, _out(height, kh, strides[0], pads[0], dilation[0]),
+           _out(width, kw, strides[1], pads[1], dilation[1]), features)
+  return _call('conv_forward', jax.ShapeDtypeStruct(shape, x.dtype), x, kernel, bias,
+               how=_flat(how), with_bias=bool(bias.size), relu=relu)
+
+
+def _backward(how, x, kernel, bias_shape, dy):
+  """Gradients of x, kernel and bias."""
+  float32 = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  dkernel, dbias = _call('conv_weights', (float32(kernel.shape), float32(bias_shape)), x, dy,
+                         how=_flat(how))
+  dx = _call('conv_data', jax.ShapeDtypeStruct(x.shape, x.dtype), dy, kernel, how=_flat(how))
+  return dx, dkernel, dbias
+
+
+convolution.defvjp(
+    lambda how, x, kernel: (convolution(how, x, kernel), (x, kernel)),
+    lambda how, residuals, dy: _backward(how, residuals[0], residuals[1], (0,), dy)[:2])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def conv_relu_max_pool(pads: Pads, window: tuple[int, int], x: jax.Array, kernel: jax.Array,
+                       bias: jax.Array) -> jax.Array:
+  """max_pool(relu(convolution + bias)); windows that do not overlap, (1, 1) for no pool."""
+  return _block_forward(pads, window, x, kernel, bias)[0]
+
+
+def _block_forward(pads, window, x, kernel, bias):
+  y, winner = _forward(((1, 1), pads, (1, 1), 1), x, kernel, bias, relu=True), None
+  if window != (1, 1):
+    y, (winner, _, like) = _max_forward((window, window, _NO_PADS), y)
+    winner = winner, like
+  return y, (x, kernel, y, winner)
+
+
+def _block_backward(pads, window, residuals, dy):
+  x, kernel, y, winner = residuals
+  if winner is None:
+    dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
+  else:
+    dy = _max_gradient((window, window, _NO_PADS), True, winner[0], y, winner[1], dy)
+  return _backward(((1, 1), pads, (1, 1), 1), x, kernel, kernel.shape[-1:], dy)
+
+
+_NO_PADS = ((0, 0), (0, 0))
+conv_relu_max_pool.defvjp(_block_forward, _block_backward)
+
+
+# BatchNorm with the batch's statistics, ReLU, max-pool.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def norm_relu_max_pool(window: tuple[int, int], epsilon: float, x: jax.Array, scale: jax.Array,
+                       bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """[N, H, W, C] -> [N, H // h, W // w, C] of x's dtype, and mean and variance, float32 [C]."""
+  return _norm_forward(window, epsilon, x, scale, bias)[0]
+
+
+def _norm_forward(window, epsilon, x, scale, bias):
+  n, height, width, channels = x.shape
+  shape = n, height // window[0], width // window[1], channels
+  float32 = jax.ShapeDtypeStruct((channels,), jnp.float32)
+  y, winner, mean, var = _call(
+      'norm_forward',
+      (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.uint16), float32,
+       float32), x, scale, bias, window=_ints(*window), epsilon=np.float32(epsilon))
+  return (y, mean, var), (x, scale, mean, var, winner)
+
+
+def _norm_backward(window, epsilon, residuals, gradients):
+  x, scale, mean, var, winner = residuals
+  dy, _, _ = gradients  # Of the statistics nothing is asked: running averages learn nothing.
+  float32 = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
+  return _call('norm_backward', (jax.ShapeDtypeStruct(x.shape, x.dtype), float32, float32),
+               x, scale, mean, var, winner, dy, window=_ints(*window), epsilon=np.float32(epsilon))
+
+
+norm_relu_max_pool.defvjp(_norm_forward, _norm_backward)
+
+
+# Pools. `how` is (window, strides, pads).
+
+def _pooled(how, x):
+  window, strides, pads = how
+  n, height, width, channels = x.shape
+  return jax.ShapeDtypeStruct((n, _out(height, window[0], strides[0], pads[0]),
+                               _out(width, window[1], strides[1], pads[1]), channels), x.dtype)
+
+
+def _pool_ints(how):
+  window, strides, ((top, _), (left, _)) = how
+  return _ints(*window, *strides, top, left)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def max_pool(how: Any, x: jax.Array) -> jax.Array:
+  """Largest of each window; of equals the first in row-major order receives the gradient."""
+  return _max_forward(how, x)[0]
+
+
+def _max_forward(how, x):
+  shape = _pooled(how, x)
+  y, winner = _call('max_forward', (shape, jax.ShapeDtypeStruct(shape.shape, jnp.uint16)), x,
+                    how=_pool_ints(how))
+  return y, (winner, y, jnp.zeros((*x.shape, 0), x.dtype))  # Empty: it carries the shape of x.
+
+
+def _max_gradient(how, relu, winner, y, like, dy):
+  return _call('max_backward', jax.ShapeDtypeStruct(like.shape[:-1], like.dtype), winner, y, dy,
+               how=_pool_ints(how), relu=relu)
+
+
+max_pool.defvjp(_max_forward,
+                lambda how, kept, dy: (_max_gradient(how, False, kept[0], kept[1], kept[2], dy),))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def mean_pool(how: Any, x: jax.Array) -> jax.Array:
+  """Mean of each window, padding counted as zeros."""
+  return _mean_forward(how, x)[0]
+
+
+def _mean_forward(how, x):
+  return (_call('mean_forward', _pooled(how, x), x, how=_pool_ints(how)),
+          jnp.zeros((*x.shape, 0), x.dtype))
+
+
+def _mean_backward(how, like, dy):
+  return (_call('mean_backward', jax.ShapeDtypeStruct(like.shape[:-1], like.dtype), dy,
+                how=_pool_ints(how)),)
+
+
+mean_pool.defvjp(_mean_forward, _mean_backward)
+
+
+@jax.custom_vjp
+def dropout(x: jax.Array, key: jax.Array, below: jax.Array, scale: jax.Array) -> jax.Array:
+  """x * scale where 16 random bits are below a number, else 0; bits are drawn twice, not kept.
+
+  Args:
+    x: float32 or bfloat16, of any shape.
+    key: data of a threefry key, uint32 [2].
+    below: of 65,536, uint32 scalar.
+    scale: float32 scalar.
+  """
+  return _call('drop', jax.ShapeDtypeStruct(x.shape, x.dtype), x, key, below.reshape(1),
+               scale.reshape(1))
+
+
+dropout.defvjp(lambda x, *how: (dropout(x, *how), how),
+               lambda how, dy: (dropout(dy, *how), None, None, None))

@@ -1,0 +1,1 @@
+"""Many members of one config: planned, trained apart or in one program, summed up, compared."""

@@ -1,0 +1,1 @@
+"""What a run writes and reads back: whole-or-absent files, locks, history, checkpoints."""

@@ -1,0 +1,407 @@
+"""One run: its state, and the loop that advances it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import data, evaluation, processes, report, step
+from fmnist_jax import progress as progress_lib
+from fmnist_jax.equipment import Equipment
+from fmnist_jax.errors import CheckpointError, ConfigError, DivergenceError
+from fmnist_jax.interrupt import Interrupted, Signals
+from fmnist_jax.programs import hyper_arrays
+from fmnist_jax.storage import readback
+from fmnist_jax.storage.checkpoint import Checkpoints
+from fmnist_jax.storage.workdir import Workdir
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Progress:
+  """Where a run stands: what a checkpoint stores beside the arrays.
+
+  Attributes:
+    epoch: epochs completed.
+    best_epoch: the epoch that validation chose so far; 0 before the first.
+    best_step: its checkpoint.
+    best_value: what it was chosen for: the monitored metric.
+    best_validation_accuracy: of that epoch; None without validation data.
+    finished: whether training is over.
+    seconds: spent so far, over all starts: data, compile, train.
+    data: `describe(dataset)`.
+  """
+  epoch: int = 0
+  best_epoch: int = 0
+  best_step: int = 0
+  best_value: float | None = None
+  best_validation_accuracy: float | None = None
+  finished: bool = False
+  seconds: dict[str, float] = dataclasses.field(
+      default_factory=lambda: {'data': 0.0, 'compile': 0.0, 'train': 0.0})
+  data: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, saved: Mapping[str, Any]) -> Progress:
+    """What `dataclasses.asdict` made JSON of."""
+    return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
+
+  def decide(self, record: Mapping[str, Any], train: config_lib.Train) -> bool:
+    """Takes in an epoch's record; returns whether it is the best so far.
+
+    Of equals the first is the best. Without validation data the latest is.
+    """
+    self.epoch = record['epoch']
+    value = record.get(train.monitor)
+    better = value is None or self.best_value is None or (
+        value < self.best_value if train.monitor == 'validation_loss' else value > self.best_value)
+    if better:
+      self.best_epoch, self.best_step = record['epoch'], record['step']
+      self.best_value = value
+      self.best_validation_accuracy = record.get('validation_accuracy')
+    patience = train.early_stopping_patience
+    self.finished = self.epoch >= train.epochs or bool(
+        patience and self.epoch - self.best_epoch >= patience)
+    return better
+
+
+def describe(dataset: data.Dataset) -> dict[str, Any]:
+  """What a checkpoint has to know of its data set, as JSON values."""
+  return {'name': dataset.name, 'synthetic': dataset.synthetic, 'sha256': dict(dataset.sha256),
+          'class_names': list(dataset.class_names), 'image_shape': list(dataset.image_shape),
+          'train_examples': len(dataset.train)}
+
+
+class Stopwatch:
+  """Books seconds of wall time as spent compiling its programs or, the rest, training."""
+
+  def __init__(self, programs: Any):
+    self._programs = programs
+    self._began, self._compiled = time.perf_counter(), programs.compile_seconds
+
+  def start(self, seconds: dict[str, float]) -> None:
+    """Training begins: of the time until now only what was compiled is booked."""
+    self._began = time.perf_counter() - (self._programs.compile_seconds - self._compiled)
+    self.book(seconds)
+
+  def book(self, seconds: dict[str, float]) -> None:
+    """Adds the seconds since the last call to `compile` and `train` of `Progress.seconds`."""
+    now, compiled = time.perf_counter(), self._programs.compile_seconds
+    compiling = compiled - self._compiled
+    seconds['compile'] += compiling
+    seconds['train'] += now - self._began - compiling
+    self._began, self._compiled = now, compiled
+
+
+class Trainer:
+  """Trains one run: `resume`, `fit`, `finish`.
+
+  `population.vectorized.Group` derives from it: the same loop, with a member axis in front of
+  every array.
+
+  Attributes:
+    config: of the run, with nothing left to 'auto'.
+    workdir: its directory.
+    progress: where it stands.
+    taken: steps done.
+    state: of training, on the devices.
+    sums: of the epoch so far, on the devices.
+  """
+
+  def __init__(self, config: config_lib.Config, directory: Workdir, equipment: Equipment,
+               console: progress_lib.Console, signals: Signals,
+               on_record: Callable[[Record], None] | None = None):
+    """Prepares the state before the first step.
+
+    Args:
+      config: with nothing left to 'auto'.
+      directory: of the run, held.
+      equipment: programs and data.
+      console: where to say what happens.
+      signals: polled between dispatches.
+      on_record: called with each record of metrics.jsonl once it is written, in process 0.
+    """
+    self.config, self.workdir, self.equipment = config, directory, equipment
+    self.programs = equipment.programs
+    self.console, self.signals, self.on_record = console, signals, on_record
+    self.stopwatch = Stopwatch(self.programs)
+    self.progress: Any = Progress(data=describe(equipment.dataset))
+    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS)
+    self.directory, self.history = directory.path, directory.history
+    self.taken = 0
+    self.saved: set[int] = set()  # Steps of the last checkpoint, and of the best that it knew.
+    self.hyper = self.programs.put(hyper_arrays(config))
+    self.state = self.programs.call(self.programs.init,
+                                    self.programs.put(np.int32(config.train.seed)), self.hyper)
+    self.sums = self.programs.zero()
+    self.check_start()
+
+  def check_start(self) -> None:
+    """Raises ConfigError unless the weights to start from are finite."""
+    if not _finite(self.state):
+      raise ConfigError('The weights that the model starts from are not finite; look at its '
+                        'initialisers.')
+
+  @property
+  def parameters(self) -> int:
+    """How many numbers training adjusts."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+  # Where it stands, and on the disk.
+
+  def carried(self) -> dict[str, Any]:
+    """The arrays that a checkpoint holds."""
+    return {'state': self.state, 'sums': self.sums}
+
+  def restore(self, taken: int) -> None:
+    """Takes the arrays from the checkpoint of a step."""
+    restored, _ = self.checkpoints.restore(taken, jax.eval_shape(self.carried))
+    for name, tree in self.programs.put(restored).items():
+      setattr(self, name, tree)
+    self.taken = taken
+
+  def resume(self) -> None:
+    """Goes on from the newest intact checkpoint, if there is one."""
+    newest = self.checkpoints.latest_good()
+    if newest is not None:
+      saved = self.checkpoints.progress(newest)
+      if saved['data']['sha256'] != self.progress.data['sha256']:
+        raise CheckpointError(
+            f'{self.directory} was trained on other data than {self.equipment.dataset.name} is '
+            'now (the SHA-256 digests differ); give the data it was trained on, or another '
+            '--workdir.')
+      self.progress = self.take_up(saved)
+      self.restore(newest)
+      self.saved = self.kept_beside(newest)
+    steps = self.progress.epoch * self.programs.horizon.steps_per_epoch
+    self.history.rewind(self.progress.epoch, steps)
+
+  def take_up(self, saved: Mapping[str, Any]) -> Any:
+    """The progress that a checkpoint holds."""
+    return dataclasses.replace(Progress.from_json(saved), data=self.progress.data)
+
+  def kept_beside(self, taken: int) -> set[int]:
+    """The checkpoints that must stay while that of step `taken` is the newest."""
+    return {taken, self.progress.best_step}
+
+  def save(self) -> None:
+    """Saves the run; it is written while training goes on."""
+    self.stopwatch.book(self.progress.seconds)
+    self.check_weights()
+    now = self.kept_beside(self.taken)
+    # The one before stays, with its best: should this one be damaged, that is what is left.
+    self.checkpoints.save_async(self.taken, self.carried(), dataclasses.asdict(self.progress),
+                                now | self.saved)
+    self.saved = now
+
+  # The loop.
+
+  @property
+  def finished(self) -> bool:
+    """Whether training is over."""
+    return self.progress.finished
+
+  def fit(self) -> None:
+    """Trains to the end; a signal saves and leaves.
+
+    Raises:
+      Interrupted: after everything is saved.
+      DivergenceError: naming the first step whose loss or gradient was not finite.
+      UserError: when a file cannot be written.
+    """
+    total = self.config.train.epochs * self.programs.horizon.steps_per_epoch
+    self.console.start(total, self.taken)
+    self.stopwatch.start(self.progress.seconds)
+    with self.signals.deferred():
+      try:
+        while not self.finished:
+          self.finish_epoch(self.train_epoch())
+      except Interrupted:
+        self.check(jax.device_get(self.sums))
+        self.save()
+        self.checkpoints.wait()
+        raise
+      self.checkpoints.wait()
+
+  def train_epoch(self) -> float:
+    """Runs the steps that are left of the current epoch; returns images a second."""
+    before = self.progress.epoch * self.programs.horizon.steps_per_epoch
+    first, previous = self.taken - before, None
+    began = saved_at = time.perf_counter()
+    compiled = self.programs.compile_seconds
+    due = processes.Late()
+    calls = self.equipment.train(self.state, self.sums, self.hyper, self.progress.epoch, first,
+                                 *self.extra())
+    for done, self.state, self.sums in calls:
+      self.taken = before + done
+      if previous:  # One call late, so that the device never waits for this.
+        self.show(*previous)
+      previous = self.taken, self.sums
+      if self._save_is_due(due, saved_at) and done < self.programs.horizon.steps_per_epoch:
+        self.show(*previous)
+        self.save()
+        saved_at, due = time.perf_counter(), processes.Late()
+      self.signals.check()
+    if previous:
+      self.show(*previous)
+    seconds = time.perf_counter() - began - (self.programs.compile_seconds - compiled)
+    images = (self.taken - before - first) * self.config.data.batch_size
+    return images / seconds if images else 0.0
+
+  def extra(self) -> tuple[Any, ...]:
+    """Further arguments of `programs.train` in this epoch."""
+    return ()
+
+  def _save_is_due(self, due: processes.Late, saved_at: float) -> bool:
+    every = self.config.train.checkpoint_every_seconds
+    return bool(every and due(processes.is_primary() and time.perf_counter() - saved_at > every))
+
+  def show(self, taken: int, sums: step.Sums) -> None:
+    """Waits for a dispatch, checks its numbers and moves the bar."""
+    found = jax.device_get(sums)
+    self.check(found)
+    count = max(np.sum(found.count), 1)
+    self.console.update(taken, self.progress.epoch + 1, self.config.train.epochs,
+                        np.sum(found.loss) / count, np.sum(found.correct) / count)
+
+  def finish_epoch(self, images_per_second: float) -> None:
+    """The barrier: measure, decide, write the record, save."""
+    measured: dict[str, Any] = {}
+    for name, batches in self.equipment.measured.items():
+      measured[f'{name}_loss'], measured[f'{name}_accuracy'] = evaluation.measure(
+          self.programs, self.state.variables(), batches, self.signals.check)
+    sums = jax.device_get(self.sums)
+    self.stopwatch.book(self.progress.seconds)
+    record, line = self.decide(sums, measured, images_per_second)
+    self.sums = self.programs.zero()
+    # The record first: a checkpoint never knows of an epoch that the history lacks.
+    self.history.append(record)
+    if self.on_record and processes.is_primary():
+      self.on_record(record)
+    self.save()
+    self.console.say(line)
+
+  def decide(self, sums: step.Sums, measured: Mapping[str, Any],
+             images_per_second: float) -> tuple[Record, str]:
+    """What an epoch's numbers mean: its line of the history, and one for a person."""
+    record = self.record(self.config, sums, measured, self.progress.seconds['train'],
+                         images_per_second)
+    wrong = not_finite(record)
+    if wrong:
+      self.give_up(f'{wrong} is not finite after step {self.taken}')
+    best = self.progress.decide(record, self.config.train)
+    return record, progress_lib.epoch_line(record, self.config.train.epochs, best)
+
+  def record(self, config: config_lib.Config, sums: step.Sums, measured: Mapping[str, Any],
+             seconds: float, images_per_second: float) -> Record:
+    """A line of metrics.jsonl.
+
+    Args:
+      config: of the run.
+      sums: of the epoch, on the host.
+      measured: clean_train_loss and what else was measured after it.
+      seconds: of training so far, over all starts.
+      images_per_second: of the epoch's training steps.
+    """
+    rate = config.optim.rate(self.programs.horizon)(jnp.asarray(self.taken - 1))
+    return {'epoch': self.taken // self.programs.horizon.steps_per_epoch, 'step': self.taken,
+            'seconds': round(seconds, 3), 'images_per_second': round(images_per_second, 1),
+            'learning_rate': float(rate), 'train_loss': float(sums.loss) / int(sums.count),
+            'train_accuracy': int(sums.correct) / int(sums.count),
+            **{name: float(value) for name, value in measured.items()}}
+
+  # What is not finite.
+
+  def check(self, sums: step.Sums) -> None:
+    """Raises DivergenceError if a step so far was not finite."""
+    if sums.bad_step >= 0:
+      self.give_up(f'The loss or its gradient is not finite at step {int(sums.bad_step)}')
+
+  def check_weights(self) -> None:
+    """Raises DivergenceError unless the weights are finite: the loss can be where they are not."""
+    if not _finite(self.state):
+      self.give_up(f'The weights are not finite after step {self.taken}')
+
+  def give_up(self, what: str) -> None:
+    """Raises DivergenceError, in every process."""
+    self.checkpoints.wait()
+    processes.of_primary(lambda: self._diverged(what))
+
+  def _diverged(self, what: str) -> NoReturn:
+    kept = self.checkpoints.steps()
+    where = (f'the checkpoint of step {kept[-1]} is kept in {self.checkpoints.directory}'
+             if kept else 'nothing had been saved yet')
+    raise DivergenceError(f'{what} (epoch {self.progress.epoch + 1}); {where}; lower '
+                          'optim.learning_rate or set optim.clip_norm.')
+
+  # After training.
+
+  def finish(self, *, with_report: bool = True) -> dict[str, Any]:
+    """Measures the best checkpoint; writes predictions, report and, last, results.json."""
+    self.restore(self.progress.best_step)
+    probabilities, seconds = self.predict(self.state)
+    results = self.write(self.workdir, self.config, self.progress, probabilities, seconds,
+                         with_report=with_report)
+    if with_report:
+      self.console.say(report.classification_table(results))
+    page = f'; report: {self.workdir.path / "report" / "report.html"}' if with_report else ''
+    self.console.say(f'{self.config.evaluate.split} accuracy {results["accuracy"]:.2%}, loss '
+                     f'{results["loss"]:.4f}, of epoch {results["best_epoch"]}{page}')
+    return results
+
+  def predict(self, state: step.TrainState) -> tuple[np.ndarray, dict[str, float]]:
+    """Class probabilities of the split to evaluate, and seconds by phase, this one included."""
+    began, compiled = time.perf_counter(), self.programs.compile_seconds
+    split = evaluation.split_of(self.equipment.dataset, self.config.evaluate.split)
+    batches = evaluation.Batches(split, self.config.evaluate.batch_size, self.equipment.mesh,
+                                 resident=False)
+    probabilities = evaluation.predict(self.programs, state.variables(), batches,
+                                       self.signals.check)
+    compiling = self.programs.compile_seconds - compiled
+    seconds = self.progress.seconds
+    return probabilities, {**seconds, 'compile': seconds['compile'] + compiling,
+                           'evaluate': time.perf_counter() - began - compiling}
+
+  def write(self, directory: Workdir, config: config_lib.Config, progress: Progress,
+            probabilities: np.ndarray, seconds: Mapping[str, float], *,
+            with_report: bool) -> dict[str, Any]:
+    """Writes what a run leaves behind; returns the contents of results.json.
+
+    Args:
+      directory: of the run, its history complete.
+      config: of the run.
+      progress: of the run.
+      probabilities: float32 [N, K], of the split to evaluate.
+      seconds: by phase.
+      with_report: whether to write report/ too.
+    """
+    dataset = self.equipment.dataset
+    results = evaluation.results(
+        described=self.progress.data, split=config.evaluate.split, probabilities=probabilities,
+        labels=evaluation.split_of(dataset, config.evaluate.split).labels,
+        parameters=self.parameters, progress=dataclasses.asdict(progress), train=config.train,
+        seconds=seconds, mesh=self.equipment.mesh)
+    processes.of_primary(lambda: evaluation.write(
+        directory, config, dataset, results, probabilities, with_report=with_report))
+    return results
+
+
+def not_finite(record: Mapping[str, Any]) -> str | None:
+  """The first number of a record that is infinite or none: weights can be so while no loss was."""
+  return next((name for name, value in record.items() if not math.isfinite(value)), None)
+
+
+def _finite(state: step.TrainState) -> bool:
+  """Whether weights and averages are."""
+  weights = jax.device_get((state.params, state.variables()))
+  return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights)
+             if jnp.issubdtype(leaf.dtype, jnp.floating))

@@ -1,0 +1,1 @@
+"""A research group's package, outside the library: every part of a run is its own."""
