@@ -8,7 +8,7 @@ import pytest
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import models
-from fmnist_jax.config import CNN, MLP
+from fmnist_jax.config import CNN, MLP, ResNet
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.ops import build
 from fmnist_jax.progress import architecture
@@ -35,6 +35,13 @@ def test_published_sizes(config, parameters):
   module, variables = init(config)
   assert count(variables) == parameters
   assert f'{parameters:,}' in architecture(module, (28, 28, 1)).splitlines()[-1]
+
+
+@pytest.mark.parametrize(('config', 'parameters'), [
+    (ResNet(), 272_474), (ResNet(channels=(64, 128, 256, 512), blocks=2), 11_173_962)])
+def test_published_sizes_of_residual_networks(config, parameters):
+  module = models.build(config, 10, models.Compute())
+  assert f'{parameters:,}' in architecture(module, (32, 32, 3)).splitlines()[-1]
 
 
 def test_the_table_of_layers_shows_what_every_tutorial_shows():
@@ -68,7 +75,8 @@ EVERY = [
     CNN(), CNN(padding='SAME', pool=(2, 2), batch_norm=True),
     CNN(channels=(4, 8, 8), pool=(2, 0, 2), convolutions=2, padding='SAME', dense=()),
     CNN(channels=(4,), pool=(3,), pooling='average', activation='gelu', kernel=5),
-    CNN(channels=(4, 8, 8), pool=(2, 2, 0)), MLP(hidden=(16, 8), activation='tanh')]
+    CNN(channels=(4, 8, 8), pool=(2, 2, 0)), ResNet(channels=(4, 6), blocks=2),
+    MLP(hidden=(16, 8), activation='tanh')]
 
 
 @pytest.mark.parametrize('implementation', CPU_FORMS)

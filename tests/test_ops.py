@@ -153,91 +153,80 @@ def test_block_agrees_with_its_parts(size, channels, kernel, padding, window, li
           lambda *a: block_reference(*a, window, padding, limit, dtype), x, w, bias, dtype=dtype)
 
 
-def batch_norm_reference(x, scale, bias, window, dtype):
+def batch_norm_reference(x, scale, bias, residual=None, *, window, relu, dtype):
   x = x.astype(FLOAT32)
   mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
   along = lambda vector: vector[None, None, None]
   y = (x - along(mean)) * along(scale / jnp.sqrt(variance + 1e-5)) + along(bias)
-  return nn.max_pool(nn.relu(y), window, window).astype(dtype)
+  y = y if residual is None else y + residual
+  return nn.max_pool(nn.relu(y) if relu else y, window, window).astype(dtype)
 
 
 @SWEEP
 @given(size=st.tuples(*[st.integers(4, 9)] * 2),
-       window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]),
-       implementation=st.sampled_from(FORMS),
-       layout=st.sampled_from(['NHWC', 'CHWN']), dtype=st.sampled_from([FLOAT32, BFLOAT16]))
-def test_batch_norm_block_agrees_with_its_parts(size, window, implementation, layout, dtype):
-  if implementation == 'native':
-    dtype = FLOAT32  # It rounds before it pools, which makes ties.
-  x = draw(0, (4, *size, 5)) * 3 + 1
-  # One channel is turned upside down.
-  scale, bias = np.array([1., -2., .5, 2., 3.], np.float32), draw(1, (5,))
-  def block(x, scale, bias):
-    y, _, _ = ops.batch_norm_relu_max_pool(
-        ops.to_layout(x, layout), scale, bias, window=window, implementation=implementation,
-        dtype=dtype, layout=layout)
-    return ops.to_layout(y, 'NHWC', layout)
-  compare(block, lambda *a: batch_norm_reference(*a, window, dtype), x, scale, bias, dtype=dtype)
+       window=st.sampled_from([(2, 2), (1, 1), (2, 3), (3, 3)]), relu=st.booleans(),
+       channels=st.sampled_from([5, 16, 21]), implementation=st.sampled_from(FORMS),
+       dtype=st.sampled_from([FLOAT32, BFLOAT16]))
+def test_batch_norm_agrees_with_its_parts(size, window, relu, channels, implementation, dtype):
+  if implementation == 'native' or not relu:
+    dtype = FLOAT32  # Where it rounds before it pools, which makes ties.
+  x = draw(0, (4, *size, channels)) * 3 + 1
+  # Some channels are turned upside down.
+  scale, bias = draw(2, (channels,)) * 2, draw(1, (channels,))
+  def block(*args):
+    return ops.batch_norm(*args, window=window, relu=relu, implementation=implementation,
+                          dtype=dtype)[0]
+  compare(block, lambda *a: batch_norm_reference(*a, window=window, relu=relu, dtype=dtype),
+          x, scale, bias, dtype=dtype)
 
 
 @pytest.mark.parametrize('implementation', FORMS)
-@pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+def test_a_residual_is_added_before_rectifying(relu, dtype, implementation):
+  x, scale, bias = draw(0, (4, 5, 6, 18)), draw(1, (18,)), draw(2, (18,))
+  # So large that rounding changes no sign.
+  residual = 9 * np.sign(draw(3, x.shape))
+  compare(lambda x, s, b, r: ops.batch_norm(x, s, b, residual=r, relu=relu, dtype=dtype,
+                                            implementation=implementation)[0],
+          lambda *a: batch_norm_reference(*a, window=(1, 1), relu=relu, dtype=dtype),
+          x, scale, bias, residual, dtype=dtype)
+  kernel, residual = draw(4, (3, 3, 18, 7)), 99 * np.sign(draw(5, (4, 3, 3, 7)))
+  reference = lambda x, w, b, r: reference_conv(x, w, 'SAME', (2, 2)) + b[None, None, None] + r
+  compare(lambda x, w, b, r: ops.conv2d(x, w, bias=b, residual=r, relu=relu, strides=(2, 2),
+                                        padding='SAME', dtype=dtype,
+                                        implementation=implementation),
+          lambda *a: (nn.relu(reference(*a)) if relu else reference(*a)).astype(dtype),
+          x, kernel, draw(6, (7,)), residual, dtype=dtype)
+
+
+@pytest.mark.parametrize('implementation', FORMS)
+@pytest.mark.parametrize('strides', [(1, 1), (2, 2)])
 @pytest.mark.parametrize('padding', ['SAME', 'VALID'])
-def test_batch_norm_keeps_the_statistics_of_flax(implementation, layout, padding):
+def test_batch_norm_keeps_the_statistics_of_flax(implementation, strides, padding):
   x, kernel = draw(0, (6, 7, 8, 2)) * 2 + 1, draw(1, (3, 3, 2, 3))
-  def ours(window, running, x, variables=None, **kwargs):
-    module = ops.ConvBatchNormReluMaxPool(window, implementation, running, padding, layout=layout)
-    x = ops.to_layout(x, layout)
+  def ours(running, x, variables=None, residual=None, window=(1, 1), **kwargs):
+    module = ops.ConvBatchNorm(implementation, running, padding=padding, window=window,
+                               strides=strides)
     if variables is None:
       return module.init(jax.random.key(0), x, kernel)
-    return module.apply(variables, x, kernel, **kwargs)
+    return module.apply(variables, x, kernel, residual, **kwargs)
   theirs = nn.BatchNorm(use_running_average=False, momentum=0.9)
-  y = ops.conv2d(x, kernel, padding=padding, implementation='native')
-  variables = ours((1, 1), False, x)
+  y = reference_conv(x, kernel, padding, strides)
+  variables = ours(False, x)
   assert jax.tree.structure(variables) == jax.tree.structure(theirs.init(jax.random.key(0), y))
-  got, new = ours((1, 1), False, x, variables, mutable=['batch_stats'])
+  got, new = ours(False, x, variables, mutable=['batch_stats'])
   expected, expected_new = theirs.apply(variables, y, mutable=['batch_stats'])
-  assert_close((ops.to_layout(got, 'NHWC', layout), new), (nn.relu(expected), expected_new))
+  assert_close((got, new), (nn.relu(expected), expected_new))
   # One channel is turned upside down.
   params = {'scale': np.array([1., -2., .5], np.float32), 'bias': draw(2, (3,))}
   merged = {'params': params, **new}
-  expected = nn.relu(nn.BatchNorm(use_running_average=True).apply(merged, y))
-  for window in ((1, 1), (2, 2)):
-    got = ops.to_layout(ours(window, True, x, merged), 'NHWC', layout)
-    assert_close(got, nn.max_pool(expected, window, window))
-
-
-@pytest.mark.parametrize('implementation', FORMS)
-def test_layouts_agree(implementation):
-  x, w, bias = draw(0, (3, 8, 8, 2)), draw(1, (3, 3, 2, 4)), draw(2, (4,))
-  for f in (lambda x, layout: ops.conv2d(x, w, padding='SAME', implementation=implementation,
-                                         layout=layout),
-            lambda x, layout: ops.max_pool(x, (2, 2), implementation=implementation,
-                                           layout=layout),
-            lambda x, layout: ops.avg_pool(x, (2, 2), implementation=implementation,
-                                           layout=layout),
-            lambda x, layout: ops.conv_relu_max_pool(
-                x, w, bias, window=(2, 2), padding='VALID', implementation=implementation,
-                layout=layout)):
-    other = ops.to_layout(f(ops.to_layout(x, 'CHWN'), 'CHWN'), 'NHWC', 'CHWN')
-    assert_close(other, f(x, 'NHWC'))
-
-
-@pytest.mark.parametrize('shape', [(5, 4, 6, 1), (3, 2, 2, 3), (2, 3, 3, 1)])
-def test_bytes_change_their_layout_like_anything_else(shape):
-  images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-  np.testing.assert_array_equal(ops.to_layout(images, 'CHWN'), images.transpose(3, 1, 2, 0))
-
-
-@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
-@pytest.mark.parametrize('layout', ['NHWC', 'CHWN'])
-@pytest.mark.parametrize('implementation', FORMS)
-def test_dense_flattens_images(implementation, layout, dtype):
-  x, kernel, bias = draw(0, (6, 3, 2, 4)), draw(1, (24, 5)), draw(2, (5,))
-  compare(lambda x, *a: ops.dense(ops.to_layout(x, layout), *a, implementation=implementation,
-                                  dtype=dtype, layout=layout),
-          lambda x, kernel, bias: (x.reshape(6, -1) @ kernel + bias[None]).astype(dtype),
-          x, kernel, bias, dtype=dtype)
+  expected = nn.BatchNorm(use_running_average=True).apply(merged, y)
+  residual = draw(3, y.shape)
+  assert_close(ours(True, x, merged, residual), nn.relu(expected + residual))
+  if strides == (1, 1):
+    assert_close(ours(True, x, merged, window=(2, 2)),
+                 nn.max_pool(nn.relu(expected), (2, 2), (2, 2)))
 
 
 def test_useful_size_reads_no_more_than_is_needed():
@@ -344,8 +333,8 @@ def test_batch_norm_sharded_and_vectorised(implementation):
   """Statistics are of the whole batch however it is split; members keep their own."""
   x, scale, bias = draw(0, (8, 6, 6, 3)), draw(1, (3,)), draw(2, (3,))
   def total(x, scale, bias):
-    y, mean, variance = ops.batch_norm_relu_max_pool(x, scale, bias, window=(2, 2),
-                                                     implementation=implementation)
+    y, mean, variance = ops.batch_norm(x, scale, bias, window=(2, 2), relu=True,
+                                       implementation=implementation)
     return jnp.sum(y ** 2), (mean, variance)
   f = jax.value_and_grad(total, (0, 1, 2), has_aux=True)
   alone = jax.jit(f)(x, scale, bias)
@@ -391,8 +380,7 @@ def test_what_is_not_finite_passes_through_as_in_lax(value, dtype):
   conv = lambda i: ops.conv2d(x, w, padding='SAME', dtype=dtype, implementation=i)
   pool = lambda i: ops.max_pool(x, (2, 2), implementation=i)
   mean = lambda i: ops.avg_pool(x, (2, 2), implementation=i)
-  norm = lambda i: ops.batch_norm_relu_max_pool(x, jnp.ones(16), jnp.zeros(16), window=(1, 1),
-                                                implementation=i)[0]
+  norm = lambda i: ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), implementation=i)[0]
   for f in (conv, pool, mean, norm):
     got, expected = np.asarray(f('onednn'), np.float32), np.asarray(f('native'), np.float32)
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
@@ -407,8 +395,8 @@ def test_nothing_in_gives_nothing_out():
       assert not np.any(got)
   empty = jnp.zeros((0, 4, 4, 2))
   assert ops.max_pool(empty, (2, 2), implementation='onednn').shape == (0, 2, 2, 2)
-  y, mean, _ = ops.batch_norm_relu_max_pool(empty, jnp.ones(2), jnp.zeros(2), window=(2, 2),
-                                            implementation='onednn')
+  y, mean, _ = ops.batch_norm(empty, jnp.ones(2), jnp.zeros(2), window=(2, 2),
+                              implementation='onednn')
   assert y.shape == (0, 2, 2, 2) and not np.any(mean)
 
 
@@ -436,8 +424,9 @@ x, w, b = (jax.random.normal(key, s) for s in ((96, 12, 12, 8), (3, 3, 8, 16), (
 def f(x, w, b):
   y = ops.conv_relu_max_pool(x, w, b, window=(2, 2), padding='SAME', dtype=jnp.bfloat16,
                              implementation='onednn')
-  y, m, v = ops.batch_norm_relu_max_pool(y, b, b, window=(2, 2), implementation='onednn')
-  return jnp.sum(y.astype(jnp.float32) ** 2) + 0 * m.sum()
+  y, m, v = ops.batch_norm(y, b, b, window=(2, 2), relu=True, implementation='onednn')
+  y, n, v = ops.batch_norm(y, b, b, residual=y, relu=True, implementation='onednn')
+  return jnp.sum(y.astype(jnp.float32) ** 2) + 0 * (m + n).sum()
 found = jax.jit(jax.grad(f, (0, 1, 2)))(x, w, b)
 print(hashlib.sha256(b''.join(np.asarray(one).tobytes() for one in found)).hexdigest())
 """

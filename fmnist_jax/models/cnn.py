@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fmnist_jax import ops
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.models.base import Compute, Model
-from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout
+from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout, conv_norm
 from fmnist_jax.settings import setting
 
 
@@ -83,49 +83,41 @@ class CNNModule(nn.Module):
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
     settings, implementation = self.settings, self.compute.implementation
     activation = ACTIVATIONS[settings.activation]
-    # Between blocks images keep the order of axes in which nothing has to be transposed.
-    layout = ops.preferred_layout(implementation)
-    how: dict[str, Any] = {**self.compute._asdict(), 'layout': layout}
+    how: dict[str, Any] = {**self.compute._asdict(), 'padding': settings.padding}
     pool = {'max': ops.MaxPool, 'average': ops.AvgPool}[settings.pooling]
     # Rectifying and pooling in one operation does a quarter of the elementwise work.
-    fuse = implementation != 'native' and (
-        settings.pooling, settings.activation) == ('max', 'relu')
+    fuse = (settings.pooling, settings.activation) == ('max', 'relu')
     # Parameters have the same names however the layers are fused.
     conv_names = map('Conv_{}'.format, itertools.count())
     norm_names = map('BatchNorm_{}'.format, itertools.count())
-    x = ops.pixels(ops.to_layout(images_BxHxWxC, layout))
-    for block, (channels, window) in enumerate(zip(settings.channels, settings.pool)):
+    x = ops.pixels(images_BxHxWxC)
+    for block, (channels, side) in enumerate(zip(settings.channels, settings.pool)):
       kernel: dict[str, Any] = {'features': channels, 'kernel_size': (settings.kernel,) * 2}
       for last in [False] * (settings.convolutions - 1) + [True]:
+        window = (side, side) if last and side else (1, 1)
         if settings.batch_norm and fuse:
-          weights = ops.ConvKernel(**kernel, name=next(conv_names))(x.shape[layout.index('C')])
-          side = (window if last else 0) or 1
-          x = ops.ConvBatchNormReluMaxPool((side, side), use_running_average=not train,
-                                           padding=settings.padding, **how,
-                                           name=next(norm_names))(x, weights)
+          x = conv_norm(x, **kernel, train=train, compute=self.compute, window=window,
+                        padding=settings.padding, names=(next(conv_names), next(norm_names)))
           continue
-        if last and window and fuse:
-          x = ops.ConvReluMaxPool(**kernel, padding=settings.padding, **how,
-                                  window=(window, window), name=next(conv_names),
+        if window != (1, 1) and fuse and implementation != 'native':
+          x = ops.ConvReluMaxPool(**kernel, **how, window=window, name=next(conv_names),
                                   limit=_needed(settings, block, x.shape[1:3]))(x)
           continue
         # BatchNorm has a shift of its own, which makes the bias redundant.
-        x = ops.Conv(**kernel, padding=settings.padding, **how, use_bias=not settings.batch_norm,
-                     name=next(conv_names))(x)
+        x = ops.Conv(**kernel, **how, use_bias=not settings.batch_norm, name=next(conv_names))(x)
         if settings.batch_norm:
-          x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=layout.index('C'),
-                           dtype=self.compute.dtype, name=next(norm_names))(x)
+          x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.compute.dtype,
+                           name=next(norm_names))(x)
         x = activation(x)
-        if last and window:
-          x = pool((window, window), implementation, layout)(x)
+        if window != (1, 1):
+          x = pool(window, implementation)(x)
       if settings.dropout:
         x = Dropout(settings.dropout[block], implementation)(x, train=train)
-    shape: str | None = layout
+    x = x.reshape(len(x), -1)
     for width in settings.dense:
-      x = activation(ops.Dense(width, **self.compute._asdict(), layout=shape)(x))
+      x = activation(ops.Dense(width, **self.compute._asdict())(x))
       x = Dropout(settings.dense_dropout, implementation)(x, train=train)
-      shape = None
-    x = ops.Dense(self.num_classes, **self.compute._asdict(), layout=shape)(x)
+    x = ops.Dense(self.num_classes, **self.compute._asdict())(x)
     return x.astype(jnp.float32)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fmnist_jax import ops
+from fmnist_jax.models.base import Compute
 from fmnist_jax.ops import onednn
 from fmnist_jax.settings import is_on
 
@@ -47,3 +50,37 @@ class Dropout(nn.Module):
     words = jax.random.bits(key, (*leading, -(-features // 2)), jnp.uint32)
     keep = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., :features] < below
     return jnp.where(keep, inputs * scale, jnp.zeros_like(inputs))
+
+
+def conv_norm(x: jax.Array, features: int, kernel_size: tuple[int, int], *, train: bool,
+              compute: Compute, names: tuple[str, str], residual: jax.Array | None = None,
+              relu: bool = True, window: tuple[int, int] = (1, 1), padding: str = 'SAME',
+              strides: tuple[int, int] = (1, 1)) -> jax.Array:
+  """Convolution, BatchNorm, a sum, ReLU, max-pool: one operation on CPUs, layers elsewhere.
+
+  To be called in a compact module, whose submodules it makes.
+
+  Args:
+    x: [N, H, W, C].
+    features: channels of the result.
+    kernel_size: height and width, pixels.
+    train: whether to normalise by the batch's statistics.
+    compute: how.
+    names: of the convolution and the BatchNorm among the module's parameters.
+    residual: what to add; None: nothing.
+    relu: whether to rectify.
+    window: of the pool, pixels; (1, 1) for none.
+    padding: of the convolution.
+    strides: of the convolution, pixels.
+  """
+  how: dict[str, Any] = {**compute._asdict(), 'padding': padding, 'strides': strides}
+  if compute.implementation != 'native':
+    kernel = ops.ConvKernel(features, kernel_size, name=names[0])(x.shape[-1])
+    return ops.ConvBatchNorm(use_running_average=not train, relu=relu, window=window, **how,
+                             name=names[1])(x, kernel, residual)
+  x = ops.Conv(features, kernel_size, use_bias=False, **how, name=names[0])(x)
+  x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=compute.dtype,
+                   name=names[1])(x)
+  x = x if residual is None else x + residual
+  x = nn.relu(x) if relu else x
+  return x if window == (1, 1) else ops.MaxPool(window, 'native')(x)

@@ -10,25 +10,24 @@ from absl import logging
 
 from fmnist_jax.ops import build
 from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
-from fmnist_jax.ops.convolution import conv2d, pixels, preferred_layout, to_layout
+from fmnist_jax.ops.convolution import conv2d, pixels
 from fmnist_jax.ops.layers import (
     AvgPool,
     Conv,
-    ConvBatchNormReluMaxPool,
+    ConvBatchNorm,
     ConvKernel,
     ConvReluMaxPool,
     Dense,
     MaxPool,
 )
-from fmnist_jax.ops.normalization import batch_norm_relu_max_pool
+from fmnist_jax.ops.normalization import batch_norm
 from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
 __all__ = [
-    'AvgPool', 'Conv', 'ConvBatchNormReluMaxPool', 'ConvKernel', 'ConvReluMaxPool', 'Dense',
-    'MaxPool', 'avg_pool', 'batch_norm_relu_max_pool', 'conv2d', 'conv_relu_max_pool',
-    'default_implementation', 'default_precision', 'dense', 'max_pool', 'pixels',
-    'preferred_layout', 'to_layout', 'useful_size']
+    'AvgPool', 'Conv', 'ConvBatchNorm', 'ConvKernel', 'ConvReluMaxPool', 'Dense', 'MaxPool',
+    'avg_pool', 'batch_norm', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
+    'default_precision', 'dense', 'max_pool', 'pixels', 'useful_size']
 
 
 def default_implementation(platform: str, devices: int = 1) -> str:

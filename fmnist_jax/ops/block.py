@@ -19,14 +19,14 @@ from jax import lax
 
 from fmnist_jax.ops import onednn
 from fmnist_jax.ops.convolution import (
-  Padding,
-  add_patches,
-  along_features,
-  conv2d,
-  explicit_padding,
-  pad_pixels,
-  patches,
-  to_layout,
+    Padding,
+    add_patches,
+    channels_first,
+    conv2d,
+    explicit_padding,
+    from_channels_first,
+    pad_pixels,
+    patches,
 )
 from fmnist_jax.ops.pooling import (
     join_windows,
@@ -47,25 +47,23 @@ from fmnist_jax.ops.products import (
 
 def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
                        window: tuple[int, int], padding: Padding, implementation: str,
-                       limit: tuple[int, int] | None = None, dtype=None,
-                       layout: str = 'NHWC') -> jax.Array:
+                       limit: tuple[int, int] | None = None, dtype=None) -> jax.Array:
   """max_pool(relu(conv2d(x, kernel) + bias)) with windows that do not overlap ('VALID').
 
   Args:
-    x: [N, H, W, C] images, or as `layout` says.
+    x: [N, H, W, C] images.
     kernel: [h, w, C, O].
     bias: [O].
     window: of the pool, which is its stride too, pixels.
     padding: of the convolution; see `conv2d`.
-    implementation: 'matmul' or 'native'; see the package.
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
     limit: compute only so many rows and columns of the result, from the top left; None: all.
     dtype: of operands and result; None: what x and kernel promote to.
-    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
-    [N, H', W', O] of `dtype`, or as `layout` says. Where several elements of a window are the
-    largest, the first in row-major order receives the gradient; in 'matmul', elements count as
-    equal when they differ in their last bits only: 2 of 24 for a window of 4.
+    [N, H', W', O] of `dtype`. Where several elements of a window are the largest, the first in
+    row-major order receives the gradient; in 'matmul', elements count as equal when they differ in
+    their last bits only: 2 of 24 for a window of 4.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
   pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
@@ -76,20 +74,18 @@ def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
   pads = tuple(
       (low, out * step + taps - 1 - length - low) for (low, _), out, step, taps, length in
       zip(pads, size, window, kernel.shape[:2], x.shape[1:3]))
-  if implementation == 'onednn':
-    x = to_layout(x, 'NHWC', layout).astype(dtype)
-    high = [min(pad[1], 0) for pad in pads]  # oneDNN pads, but does not trim.
-    x = x[:, :x.shape[1] + high[0], :x.shape[2] + high[1]]
-    pads = tuple((low, max(high, 0)) for low, high in pads)
-    y = onednn.conv_relu_max_pool(pads, window, x, kernel.astype(jnp.float32),
-                                  bias.astype(jnp.float32))
-    return to_layout(y, layout)
-  if implementation == 'native':
-    y = conv2d(x, kernel, padding=pads, dtype=dtype, implementation='native', layout=layout)
-    y = nn.relu(y + along_features(bias.astype(dtype), layout))
-    return max_pool(y, window, implementation='native', layout=layout)
-  y = _block(dtype.name, pads, window, to_layout(x, 'CHWN', layout), kernel, bias)
-  return to_layout(y, layout, 'CHWN')
+  if implementation == 'matmul':
+    return from_channels_first(_block(dtype.name, pads, window, channels_first(x), kernel, bias))
+  # Padding is for the convolution; what is to be trimmed is no part of the image any more.
+  high = [min(pad[1], 0) for pad in pads]
+  x = x[:, :x.shape[1] + high[0], :x.shape[2] + high[1]]
+  pads = tuple((low, max(high, 0)) for low, high in pads)
+  if implementation == 'onednn' and window != (1, 1) and x.size and min(size) > 0:
+    return onednn.conv_relu_max_pool(pads, window, x.astype(dtype), kernel.astype(jnp.float32),
+                                     bias.astype(jnp.float32))
+  y = conv2d(x, kernel, padding=pads, bias=bias, relu=True, dtype=dtype,
+             implementation=implementation)
+  return y if window == (1, 1) else max_pool(y, window, implementation=implementation)
 
 
 def useful_size(pooled: Sequence[int], kernel: int, window: Sequence[int]) -> tuple[int, ...]:
@@ -120,14 +116,18 @@ def _block(dtype, pads, window, x, kernel, bias):
     seen = pad_pixels(x, ((-i, i + 1 - sh), (-j, j + 1 - sw)))
     if channels <= _PHASES_UP_TO:  # Nine multiplications in one pass beat a product of depth nine.
       taps = (seen[c:c + 1, u:u + (size[0] - 1) * sh + 1:sh, v:v + (size[1] - 1) * sw + 1:sw]
-              * along_features(kernel[u, v, c].astype(jnp.float32), 'CHWN')
+              * _column(kernel[u, v, c])
               for u in range(kh) for v in range(kw) for c in range(channels))
       parts.append(functools.reduce(jnp.add, taps))
     else:
       matrix = patches(seen, (kh, kw), window).reshape(weights.shape[1], -1)
       parts.append(matmul(weights, matrix).reshape(features, *size))
-  y = functools.reduce(jnp.maximum, parts) + along_features(bias.astype(jnp.float32), 'CHWN')
-  return nn.relu(y).astype(dtype)
+  return nn.relu(functools.reduce(jnp.maximum, parts) + _column(bias)).astype(dtype)
+
+
+def _column(vector):
+  """One number a channel, to be added to [C, H, W, N]."""
+  return vector.astype(jnp.float32).reshape(-1, 1, 1, 1)
 
 
 def _forward(dtype, pads, window, x, kernel, bias):

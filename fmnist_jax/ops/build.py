@@ -83,7 +83,7 @@ def _known_answer() -> np.ndarray:
     return np.asarray(jax.ffi.ffi_call('fmnist_jax_conv_forward', result)(
         np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1),
         np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1), np.zeros(0, np.float32),
-        how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64), with_bias=False, relu=False))
+        np.zeros(0, np.float32), how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64), relu=False))
 
 
 def compiled(runtime: pathlib.Path) -> pathlib.Path:

@@ -1,10 +1,9 @@
-"""2-D convolution, native or as one matrix product over shifted copies of the image.
+"""2-D convolution: by oneDNN, native, or as one matrix product over shifted copies of the image.
 
 The product form keeps the batch innermost, [C, H, W, N]: a row of N numbers is then contiguous
 however the image is shifted, so copies run at memory speed, elementwise work vectorises over the
-batch for any H and W, and all three products (result, both gradients) have a fast orientation. XLA
-removes a transpose that meets its inverse but moves none past elementwise work: a network should
-arrange its input once with `to_layout(x, preferred_layout(implementation))` and stay there.
+batch for any H and W, and all three products (result, both gradients) have a fast orientation. Each
+operation transposes what it takes and gives; where two follow each other, XLA leaves both out.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Union
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
 from fmnist_jax.ops import onednn
@@ -23,7 +23,6 @@ from fmnist_jax.ops.products import (
     from_bits,
     matmul,
     matmul_nt,
-    sum_of_channels,
     transposed,
 )
 
@@ -31,41 +30,48 @@ Padding = Union[str, Sequence[tuple[int, int]]]
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation: str,
+           bias: jax.Array | None = None, residual: jax.Array | None = None, relu: bool = False,
            strides: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1), groups: int = 1,
-           dtype=None, layout: str = 'NHWC') -> jax.Array:
+           dtype=None) -> jax.Array:
   """Cross-correlation of images with a kernel, as `jax.lax.conv_general_dilated` defines it.
 
   Args:
-    x: [N, H, W, C] images, or as `layout` says.
+    x: [N, H, W, C] images.
     kernel: [h, w, C / groups, O] weights; may be float32 while `dtype` is narrower.
     padding: 'SAME', 'VALID' or ((top, bottom), (left, right)) pixels of zeros.
     implementation: 'onednn', 'matmul' or 'native'; what 'matmul' does not cover (strides, dilation,
-      groups) is done by 'native' too.
+      groups) and what is empty is done by 'native'.
+    bias: [O] to add; None: nothing.
+    residual: [N, H', W', O] to add; None: nothing.
+    relu: whether to rectify in the end.
     strides: steps of the kernel over the image, pixels.
     dilation: distance between the taps of the kernel, pixels.
     groups: groups of channels that do not mix.
     dtype: of the operands and of the result, products being summed in float32; None: what x and
       kernel promote to.
-    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
-    [N, H', W', O] of `dtype`, or as `layout` says.
+    [N, H', W', O] of `dtype`.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
-  if implementation == 'onednn':
-    pads = explicit_padding(padding, x.shape[1:3], [
-        (size - 1) * step + 1 for size, step in zip(kernel.shape[:2], dilation)], strides)
-    y = onednn.convolution((strides, pads, dilation, groups),
-                           to_layout(x, 'NHWC', layout).astype(dtype), kernel.astype(jnp.float32))
-    return to_layout(y, layout)
-  plain = strides == (1, 1) and dilation == (1, 1) and groups == 1
-  if implementation == 'native' or not plain:
-    return lax.conv_general_dilated(
+  residual = None if residual is None else residual.astype(dtype)
+  if implementation == 'onednn' and x.size and kernel.size:
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel.shape[:2], dilation)]
+    pads = explicit_padding(padding, x.shape[1:3], reach, strides)
+    if all(size + sum(pad) >= taps for size, pad, taps in zip(x.shape[1:3], pads, reach)):
+      bias = None if bias is None else bias.astype(jnp.float32)
+      return onednn.convolution((strides, pads, dilation, groups), relu, x.astype(dtype),
+                                kernel.astype(jnp.float32), bias, residual)
+  if implementation == 'matmul' and strides == (1, 1) and dilation == (1, 1) and groups == 1:
+    pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
+    y = from_channels_first(_conv2d(dtype.name, pads, channels_first(x), kernel)).astype(dtype)
+  else:
+    y = lax.conv_general_dilated(
         x.astype(dtype), kernel.astype(dtype), strides, padding, rhs_dilation=dilation,
-        dimension_numbers=(layout, 'HWIO', layout), feature_group_count=groups)
-  pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
-  y = _conv2d(dtype.name, pads, to_layout(x, 'CHWN', layout), kernel)
-  return to_layout(y, layout, 'CHWN').astype(dtype)
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=groups)
+  y = y if bias is None else _add_bias(y, bias)
+  y = y if residual is None else y + residual
+  return nn.relu(y) if relu else y
 
 
 def explicit_padding(padding: Padding, size: Sequence[int], window: Sequence[int],
@@ -83,45 +89,23 @@ def pixels(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32) * jnp.float32(1 / 255)
 
 
-def to_layout(x: jax.Array, layout: str, current: str = 'NHWC') -> jax.Array:
-  """Images with their axes in another order, 'NHWC' or 'CHWN'."""
-  if layout == current:
-    return x
-  if x.dtype == jnp.uint8 and layout == 'CHWN' and x[0].size % 4 == 0:
-    # Moved as words of four bytes: a transpose costs XLA:CPU by the element.
-    words = lax.bitcast_convert_type(x.reshape(len(x), -1, 4), jnp.uint32).T
-    rows = lax.bitcast_convert_type(words, jnp.uint8).transpose(0, 2, 1)
-    return rows.reshape(*x.shape[1:], len(x)).transpose(2, 0, 1, 3)
+def channels_first(x: jax.Array) -> jax.Array:
+  """[N, H, W, C] -> [C, H, W, N]."""
   return x.transpose(3, 1, 2, 0)
 
 
-def preferred_layout(implementation: str) -> str:
-  """The order of axes in which an implementation does no transposing: 'CHWN' or 'NHWC'."""
-  return 'CHWN' if implementation == 'matmul' else 'NHWC'
+from_channels_first = channels_first  # Its own inverse.
 
 
-def along_features(x: jax.Array, layout: str) -> jax.Array:
-  """A vector of one number a channel, shaped to be added to images."""
-  return x.reshape(tuple(-1 if axis == 'C' else 1 for axis in layout))
+@jax.custom_vjp
+def _add_bias(y, bias):
+  """Images plus one number a channel, in the images' dtype; the gradient is summed in float32."""
+  return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def add_bias(y: jax.Array, bias: jax.Array, layout: str) -> jax.Array:
-  """Images plus one number a channel, in the images' dtype."""
-  return y + along_features(bias.astype(y.dtype), layout)
-
-
-def _add_bias_forward(y, bias, layout):
-  return add_bias(y, bias, layout), jnp.zeros((0,), bias.dtype)
-
-
-def _add_bias_backward(layout, like, dy):
-  if layout == 'NHWC':
-    return dy, dy.astype(jnp.float32).sum((0, 1, 2)).astype(like.dtype)
-  return dy, sum_of_channels(dy).astype(like.dtype)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+_add_bias.defvjp(
+    lambda y, bias: (_add_bias(y, bias), jnp.zeros((0,), bias.dtype)),
+    lambda like, dy: (dy, dy.astype(jnp.float32).sum((0, 1, 2)).astype(like.dtype)))
 
 
 def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> jax.Array:

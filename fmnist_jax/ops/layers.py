@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fmnist_jax.ops.block import conv_relu_max_pool
-from fmnist_jax.ops.convolution import Padding, add_bias, along_features, conv2d
-from fmnist_jax.ops.normalization import batch_norm_relu_max_pool, line
+from fmnist_jax.ops.convolution import Padding, conv2d
+from fmnist_jax.ops.normalization import batch_norm, line
 from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
@@ -27,40 +27,40 @@ class Conv(nn.Module):
   Attributes:
     features: channels of the output.
     kernel_size: height and width, pixels.
-    implementation: 'matmul' or 'native'; see the package.
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
     padding: 'SAME', 'VALID' or pairs of pixels.
     strides: steps of the kernel, pixels.
+    dilation: distance between its taps, pixels.
+    groups: groups of channels that do not mix; as many as there are: a depthwise convolution.
     use_bias: whether to add one.
     dtype: of operands and result; None: what input and parameters promote to.
-    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
   """
   features: int
   kernel_size: tuple[int, int]
   implementation: str
   padding: Padding = 'SAME'
   strides: tuple[int, int] = (1, 1)
+  dilation: tuple[int, int] = (1, 1)
+  groups: int = 1
   use_bias: bool = True
   dtype: Any = None
-  layout: str = 'NHWC'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves."""
-    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[self.layout.index('C')],
-                                            self.features),
-                        jnp.float32)
-    y = conv2d(x, kernel, padding=self.padding, strides=self.strides, dtype=self.dtype,
-               implementation=self.implementation, layout=self.layout)
-    if self.use_bias:
-      y = add_bias(y, self.param('bias', _BIAS, (self.features,), jnp.float32), self.layout)
-    return y
+    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[-1] // self.groups,
+                                            self.features), jnp.float32)
+    bias = self.param('bias', _BIAS, (self.features,), jnp.float32) if self.use_bias else None
+    return conv2d(x, kernel, bias=bias, padding=self.padding, strides=self.strides,
+                  dilation=self.dilation, groups=self.groups, dtype=self.dtype,
+                  implementation=self.implementation)
 
 
 class ConvReluMaxPool(nn.Module):
   """`Conv` with bias, ReLU and a max-pool of windows that do not overlap, as one operation.
 
   Attributes:
-    features, kernel_size, implementation, padding, dtype, layout: as in `Conv`.
+    features, kernel_size, implementation, padding, dtype: as in `Conv`.
     window: of the pool, pixels.
     limit: rows and columns of the result that are needed (see `useful_size`); None: all.
   """
@@ -71,17 +71,15 @@ class ConvReluMaxPool(nn.Module):
   padding: Padding = 'SAME'
   limit: tuple[int, int] | None = None
   dtype: Any = None
-  layout: str = 'NHWC'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Convolves, adds the bias, rectifies and pools."""
-    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[self.layout.index('C')],
-                                            self.features),
+    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[-1], self.features),
                         jnp.float32)
     bias = self.param('bias', _BIAS, (self.features,), jnp.float32)
     return conv_relu_max_pool(x, kernel, bias, window=self.window, padding=self.padding,
-                              limit=self.limit, dtype=self.dtype, layout=self.layout,
+                              limit=self.limit, dtype=self.dtype,
                               implementation=self.implementation)
 
 
@@ -101,49 +99,53 @@ class ConvKernel(nn.Module):
     return self.param('kernel', _KERNEL, (*self.kernel_size, channels, self.features), jnp.float32)
 
 
-class ConvBatchNormReluMaxPool(nn.Module):
-  """Convolution, `nn.BatchNorm`, ReLU and a max-pool of windows that do not overlap.
+class ConvBatchNorm(nn.Module):
+  """Convolution and `nn.BatchNorm`, then a sum, ReLU, a max-pool of windows that do not overlap.
 
   Parameters 'scale' and 'bias' and the statistics 'mean' and 'var' in 'batch_stats' are those of
   `nn.BatchNorm`; the kernel is given. With running statistics BatchNorm is a factor and an offset
   of each channel, which become part of kernel and bias.
 
   Attributes:
-    window: of the pool, pixels; (1, 1) for none.
-    implementation: 'matmul' or 'native'; see the package.
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
     use_running_average: whether to use the running statistics in place of the batch's.
+    relu: whether to rectify.
+    window: of the pool, which needs `relu`, pixels; (1, 1) for none.
     padding: of the convolution: 'SAME', 'VALID' or pairs of pixels.
+    strides: of the convolution, pixels.
     momentum: share of the running statistics that stays, a step.
     epsilon: added to the variance.
     dtype: of operands and result; None: what input and kernel promote to. Normalised in float32.
-    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
   """
-  window: tuple[int, int]
   implementation: str
   use_running_average: bool
+  relu: bool = True
+  window: tuple[int, int] = (1, 1)
   padding: Padding = 'SAME'
+  strides: tuple[int, int] = (1, 1)
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Any = None
-  layout: str = 'NHWC'
 
   @nn.compact
-  def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves with `kernel`, [h, w, C, O], normalises, rectifies and pools."""
+  def __call__(self, x: jax.Array, kernel: jax.Array,
+               residual: jax.Array | None = None) -> jax.Array:
+    """Convolves with `kernel`, [h, w, C, O], normalises, adds `residual`, rectifies and pools."""
     shape = kernel.shape[-1:]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
     variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
     scale = self.param('scale', nn.initializers.ones_init(), shape, jnp.float32)
     bias = self.param('bias', _BIAS, shape, jnp.float32)
-    how: dict[str, Any] = {'implementation': self.implementation, 'layout': self.layout,
-                           'dtype': self.dtype}
+    how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
+    conv = {**how, 'padding': self.padding, 'strides': self.strides}
     if self.use_running_average:
       factor, offset = line(mean.value, variance.value, scale, bias, self.epsilon)
-      kernel = kernel * along_features(factor, 'NHWC')
-      return conv_relu_max_pool(x, kernel, offset, window=self.window,
-                                padding=self.padding, **how)
-    y, *new = batch_norm_relu_max_pool(conv2d(x, kernel, padding=self.padding, **how), scale, bias,
-                                       window=self.window, epsilon=self.epsilon, **how)
+      kernel = kernel * factor.reshape(1, 1, 1, -1)
+      if self.window == (1, 1):
+        return conv2d(x, kernel, bias=offset, residual=residual, relu=self.relu, **conv)
+      return conv_relu_max_pool(x, kernel, offset, window=self.window, padding=self.padding, **how)
+    y, *new = batch_norm(conv2d(x, kernel, **conv), scale, bias, residual=residual,
+                         relu=self.relu, window=self.window, epsilon=self.epsilon, **how)
     if not self.is_initializing():
       for old, value in zip((mean, variance), new):
         old.value = self.momentum * old.value + (1 - self.momentum) * value
@@ -156,15 +158,13 @@ class MaxPool(nn.Module):
   Attributes:
     window: height and width, pixels.
     implementation: see the package.
-    layout: order of the axes of input and result, 'NHWC' or 'CHWN'.
   """
   window: tuple[int, int]
   implementation: str
-  layout: str = 'NHWC'
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Pools."""
-    return max_pool(x, self.window, implementation=self.implementation, layout=self.layout)
+    return max_pool(x, self.window, implementation=self.implementation)
 
 
 class AvgPool(MaxPool):
@@ -172,30 +172,26 @@ class AvgPool(MaxPool):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Pools."""
-    return avg_pool(x, self.window, implementation=self.implementation, layout=self.layout)
+    return avg_pool(x, self.window, implementation=self.implementation)
 
 
 class Dense(nn.Module):
-  """[..., I] -> [..., features]; images are flattened in the order (H, W, C) first.
+  """[..., I] -> [..., features].
 
   Attributes:
     features: width of the output.
-    implementation: 'matmul' or 'native'; see the package.
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
     use_bias: whether to add one.
     dtype: of operands and result; None: what input and parameters promote to.
-    layout: order of the axes of images, 'NHWC' or 'CHWN'; None: the input is no images.
   """
   features: int
   implementation: str = 'native'
   use_bias: bool = True
   dtype: Any = None
-  layout: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Multiplies by the kernel and adds the bias."""
-    inputs = x.size // x.shape[self.layout.index('N')] if self.layout else x.shape[-1]
-    kernel = self.param('kernel', _KERNEL, (inputs, self.features), jnp.float32)
+    kernel = self.param('kernel', _KERNEL, (x.shape[-1], self.features), jnp.float32)
     bias = self.param('bias', _BIAS, (self.features,), jnp.float32) if self.use_bias else None
-    return dense(x, kernel, bias, dtype=self.dtype, implementation=self.implementation,
-                 layout=self.layout)
+    return dense(x, kernel, bias, dtype=self.dtype, implementation=self.implementation)

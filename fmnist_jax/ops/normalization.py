@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and max-pool as one operation with a gradient of its own.
+"""BatchNorm, and ReLU, a sum and a max-pool after it, with gradients of their own.
 
 BatchNorm maps each channel by a line a x + b. The largest of a window after it is the largest
 before it, or the smallest where a is negative, so pooling comes first and all else is done for the
@@ -16,26 +16,27 @@ from flax import linen as nn
 from jax import lax
 
 from fmnist_jax.ops import onednn
-from fmnist_jax.ops.convolution import along_features, to_layout
+from fmnist_jax.ops.convolution import channels_first, from_channels_first
 from fmnist_jax.ops.pooling import join_windows, max_pool, positions, split_windows, to_winners
 from fmnist_jax.ops.products import as_bits, from_bits, sum_of_channels
 
 
-def batch_norm_relu_max_pool(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, *, window: tuple[int, int],
-    implementation: str, epsilon: float = 1e-5, dtype=None,
-    layout: str = 'NHWC') -> tuple[jax.Array, jax.Array, jax.Array]:
-  """max_pool(relu(batch_norm(x))) with the batch's own statistics (arXiv:1502.03167).
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, implementation: str,
+               residual: jax.Array | None = None, relu: bool = False,
+               window: tuple[int, int] = (1, 1), epsilon: float = 1e-5,
+               dtype=None) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """max_pool(relu(batch_norm(x) + residual)) with the batch's own statistics (arXiv:1502.03167).
 
   Args:
-    x: [N, H, W, C], or as `layout` says.
+    x: [N, H, W, C].
     scale: float32 [C].
     bias: float32 [C].
+    implementation: 'onednn', 'matmul' or 'native'; see the package.
+    residual: [N, H, W, C] to add, where there is no pool; None: nothing.
+    relu: whether to rectify.
     window: of the pool, which is its stride too ('VALID'), pixels; (1, 1) for none.
-    implementation: 'matmul' or 'native'; see the package.
     epsilon: added to the variance.
     dtype: of the result; None: that of x. Computed in float32.
-    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
     The result, and mean and biased variance of each channel, float32 [C]. Nothing is
@@ -43,19 +44,22 @@ def batch_norm_relu_max_pool(
     `conv_relu_max_pool`.
   """
   dtype = jnp.dtype(dtype or x.dtype)
+  residual = None if residual is None else residual.astype(dtype)
   if implementation == 'onednn':
-    y, mean, variance = onednn.norm_relu_max_pool(
-        window, epsilon, to_layout(x, 'NHWC', layout).astype(dtype), scale, bias)
-    return to_layout(y, layout), *lax.stop_gradient((mean, variance))
-  if implementation == 'native':
-    mean, variance = _statistics(to_layout(x, 'CHWN', layout))
-    factor, offset = (along_features(value, layout)
-                      for value in line(mean, variance, scale, bias, epsilon))
-    y = nn.relu((x.astype(jnp.float32) * factor + offset).astype(dtype))
-    y = max_pool(y, window, implementation='native', layout=layout)
-    return (y, *lax.stop_gradient((mean, variance)))
-  y, mean, variance = _fused(window, epsilon, dtype.name, to_layout(x, 'CHWN', layout), scale, bias)
-  return to_layout(y, layout, 'CHWN'), mean, variance
+    y, mean, variance = onednn.batch_norm(window, relu, epsilon, x.astype(dtype), scale, bias,
+                                          residual)
+    return y, *lax.stop_gradient((mean, variance))
+  if implementation == 'matmul' and relu and residual is None:
+    y, mean, variance = _fused(window, epsilon, dtype.name, channels_first(x), scale, bias)
+    return from_channels_first(y), mean, variance
+  mean, variance = _statistics(channels_first(x))
+  factor, offset = (value.reshape(1, 1, 1, -1)
+                    for value in line(mean, variance, scale, bias, epsilon))
+  y = (x.astype(jnp.float32) * factor + offset).astype(dtype)
+  y = y if residual is None else y + residual
+  y = nn.relu(y) if relu else y
+  y = y if window == (1, 1) else max_pool(y, window, implementation=implementation)
+  return y, *lax.stop_gradient((mean, variance))
 
 
 def line(mean: jax.Array, variance: jax.Array, scale: jax.Array, bias: jax.Array,

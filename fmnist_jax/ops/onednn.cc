@@ -21,6 +21,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include <immintrin.h>
+
 #include "oneapi/dnnl/dnnl.hpp"
 #include "xla/ffi/api/ffi.h"
 
@@ -115,27 +117,72 @@ char* Scratch(int slot, size_t bytes) {
   return buffers[slot].get();
 }
 
-// Numbers.
+// Numbers, N at a time: vectors of the compiler.
 
 struct BFloat16 { uint16_t bits; };
 
-inline float ToFloat(float x) { return x; }
-inline float ToFloat(BFloat16 x) {
-  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
+template <int N> struct Lanes {
+  typedef float F __attribute__((vector_size(4 * N)));
+  typedef int32_t I __attribute__((vector_size(4 * N)));
+  typedef uint32_t U __attribute__((vector_size(4 * N)));
+  typedef uint16_t H __attribute__((vector_size(2 * N)));
+};
+template <int N> using F = typename Lanes<N>::F;
+template <int N> using I = typename Lanes<N>::I;
+
+template <typename V, typename T>
+inline V Raw(const T* p) {
+  V value;
+  std::memcpy(&value, p, sizeof(V));
   return value;
 }
-inline void Store(float* p, float x) { *p = x; }
-inline void Store(BFloat16* p, float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // To nearest, ties to even.
-  p->bits = static_cast<uint16_t>(x != x ? 0x7fc0 : rounded);
+
+template <int N> inline F<N> Load(const float* p) { return Raw<F<N>>(p); }
+template <int N> inline F<N> Load(const BFloat16* p) {
+  using U = typename Lanes<N>::U;
+  return (F<N>)(__builtin_convertvector(Raw<typename Lanes<N>::H>(p), U) << 16);
+}
+template <int N> inline I<N> Load(const uint16_t* p) {
+  return __builtin_convertvector(Raw<typename Lanes<N>::H>(p), I<N>);
 }
 
-// A NaN wins, as in lax.
-inline float Rectified(float x) { return x > 0 || x != x ? x : 0; }
+template <int N> inline void Save(float* p, F<N> x) { std::memcpy(p, &x, sizeof(x)); }
+template <int N> inline void Save(uint16_t* p, I<N> x) {
+  const auto narrow = __builtin_convertvector(x, typename Lanes<N>::H);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+template <int N> inline void Save(BFloat16* p, F<N> x) {
+#ifdef __AVX512BF16__
+  if constexpr (N == 16) {
+    const auto narrow = _mm512_cvtneps_pbh((__m512)x);
+    std::memcpy(p, &narrow, sizeof(narrow));
+    return;
+  }
+#endif
+  using U = typename Lanes<N>::U;
+  const U bits = (U)x;
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // To nearest, ties to even.
+  const U whole = x != x ? U{} + 0x7fc0 : rounded;
+  const auto narrow = __builtin_convertvector(whole, typename Lanes<N>::H);
+  std::memcpy(p, &narrow, sizeof(narrow));
+}
+
+template <typename T> inline float ToFloat(T x) { return Load<1>(&x)[0]; }
+template <typename T> inline void Store(T* p, float x) { Save<1>(p, F<1>{x}); }
+
+// Calls body(N, k) for numbers k to k + N - 1 until all of them are done. `N` is a constant's type.
+template <typename Body>
+inline void InLanes(int64_t count, Body body) {
+  int64_t k = 0;
+  for (; k + 16 <= count; k += 16) body(std::integral_constant<int, 16>(), k);
+  for (; k + 4 <= count; k += 4) body(std::integral_constant<int, 4>(), k);
+  for (; k < count; ++k) body(std::integral_constant<int, 1>(), k);
+}
+
+// A NaN is larger than all, and of NaNs and equals the first stays.
+template <typename V> inline auto Larger(V value, V best) {
+  return (value > best) | ((value != value) & (best == best));
+}
 
 // Convolution.
 
@@ -149,14 +196,18 @@ struct Shape {
   }
 };
 
-enum Kind { kForward, kForwardBias, kForwardBiasRelu, kForwardRelu, kData, kWeights, kWeightsBias };
+// What is computed: a result or a gradient, with a bias; for a result, plus other images, rectified.
+struct Kind {
+  enum { kForward, kData, kWeights } what;
+  bool bias = false, add = false, relu = false;
+  int key() const { return what * 8 + bias * 4 + add * 2 + relu; }
+};
 
 // A primitive for one size of part, with the layouts it wants.
 struct Primitive {
   dnnl::primitive primitive;
   memory::desc image, weights, result;
   size_t scratch;
-  bool has_bias;
 };
 
 const dnnl::engine& Engine() {
@@ -188,43 +239,39 @@ std::shared_ptr<const Primitive> MakePrimitive(Kind kind, const Shape& s, int64_
   const auto type = s.bf16 ? memory::data_type::bf16 : memory::data_type::f32;
   const memory::desc src = Images(n, s.h, s.w, s.c, s.bf16);
   const memory::desc dst = Images(n, s.out_h, s.out_w, s.o, s.bf16);
-  const bool gradient = kind == kWeights || kind == kWeightsBias;
+  const bool gradient = kind.what == Kind::kWeights;
   const memory::desc given = Weights(s);
   const memory::desc weights(given.get_dims(), gradient ? memory::data_type::f32 : type,
                              memory::format_tag::any);
   const memory::desc no_bias;
   const memory::desc bias({s.o}, memory::data_type::f32, memory::format_tag::x);
-  const bool with_bias = kind == kForwardBias || kind == kForwardBiasRelu || kind == kWeightsBias;
   const memory::dims strides{s.stride_h, s.stride_w}, dilates{s.dilate_h - 1, s.dilate_w - 1},
       low{s.top, s.left}, high{s.bottom, s.right};
   const auto algorithm = algorithm::convolution_direct;
   primitive_attr attr;
   attr.set_scratchpad_mode(scratchpad_mode::user);
-  if (kind == kForwardBiasRelu || kind == kForwardRelu) {
-    post_ops ops;
-    ops.append_eltwise(algorithm::eltwise_relu, 0, 0);
-    attr.set_post_ops(ops);
-  }
+  post_ops ops;
+  if (kind.add) ops.append_binary(algorithm::binary_add, dst);
+  if (kind.relu) ops.append_eltwise(algorithm::eltwise_relu, 0, 0);
+  attr.set_post_ops(ops);
   auto made = std::make_shared<Primitive>();
-  made->has_bias = with_bias;
   const memory::desc w_forward(given.get_dims(), type, memory::format_tag::any);
   convolution_forward::primitive_desc forward(
-      Engine(), prop_kind::forward_training, algorithm, src, w_forward, with_bias ? bias : no_bias,
-      dst, strides, dilates, low, high,
-      kind == kData || gradient ? primitive_attr() : attr);
+      Engine(), prop_kind::forward_training, algorithm, src, w_forward, kind.bias ? bias : no_bias,
+      dst, strides, dilates, low, high, kind.what == Kind::kForward ? attr : primitive_attr());
   auto keep = [&](const auto& pd, const memory::desc& image, const memory::desc& w,
                   const memory::desc& result, dnnl::primitive primitive) {
     made->primitive = primitive;
     made->image = image, made->weights = w, made->result = result;
     made->scratch = pd.scratchpad_desc().get_size();
   };
-  if (kind == kData) {
+  if (kind.what == Kind::kData) {
     convolution_backward_data::primitive_desc pd(Engine(), algorithm, src, weights, dst, strides,
                                                  dilates, low, high, forward, attr);
     keep(pd, dst, pd.weights_desc(), src, convolution_backward_data(pd));
   } else if (gradient) {
     convolution_backward_weights::primitive_desc pd(
-        Engine(), algorithm, src, weights, with_bias ? bias : no_bias, dst, strides, dilates, low,
+        Engine(), algorithm, src, weights, kind.bias ? bias : no_bias, dst, strides, dilates, low,
         high, forward, attr);
     keep(pd, src, pd.diff_weights_desc(), dst, convolution_backward_weights(pd));
   } else {
@@ -237,7 +284,7 @@ std::shared_ptr<const Primitive> PrimitiveFor(Kind kind, const Shape& s, int64_t
   using Key = std::tuple<int, int64_t, decltype(s.key())>;
   static std::mutex mutex;
   static std::map<Key, std::shared_ptr<const Primitive>> made;
-  const Key key(kind, n, s.key());
+  const Key key(kind.key(), n, s.key());
   std::lock_guard<std::mutex> lock(mutex);
   auto& found = made[key];
   if (!found) {
@@ -274,24 +321,28 @@ memory Wrap(const memory::desc& md, const void* data) {
 }
 
 void Forward(ffi::ThreadPool& pool, const Shape& s, Kind kind, const void* x, const float* w,
-             const float* bias, void* y) {
+             const float* bias, const void* add, void* y) {
   const int64_t parts = PartsOf(s.n, 8), n = s.n / parts;
   const auto p = PrimitiveFor(kind, s, n);
   const memory weights = Reordered(Weights(s), w, p->weights);
   ForEach(pool, parts, [&](int64_t part) {
+    const int64_t first = part * n * s.out_h * s.out_w * s.o;
     std::unordered_map<int, memory> args{
         {DNNL_ARG_SRC, Wrap(p->image, At(x, part * n * s.h * s.w * s.c, s.bf16))},
         {DNNL_ARG_WEIGHTS, weights},
-        {DNNL_ARG_DST, Wrap(p->result, At(y, part * n * s.out_h * s.out_w * s.o, s.bf16))}};
-    if (p->has_bias)
+        {DNNL_ARG_DST, Wrap(p->result, At(y, first, s.bf16))}};
+    if (kind.bias)
       args[DNNL_ARG_BIAS] = Wrap({{s.o}, memory::data_type::f32, memory::format_tag::x}, bias);
+    if (kind.add)
+      args[DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1] =
+          Wrap(p->result, At(add, first, s.bf16));
     Run(*p, args);
   });
 }
 
 void BackwardData(ffi::ThreadPool& pool, const Shape& s, const void* dy, const float* w, void* dx) {
   const int64_t parts = PartsOf(s.n, 8), n = s.n / parts;
-  const auto p = PrimitiveFor(kData, s, n);
+  const auto p = PrimitiveFor({Kind::kData}, s, n);
   const memory weights = Reordered(Weights(s), w, p->weights);
   ForEach(pool, parts, [&](int64_t part) {
     Run(*p, {{DNNL_ARG_DIFF_DST, Wrap(p->image, At(dy, part * n * s.out_h * s.out_w * s.o, s.bf16))},
@@ -303,7 +354,7 @@ void BackwardData(ffi::ThreadPool& pool, const Shape& s, const void* dy, const f
 void BackwardWeights(ffi::ThreadPool& pool, const Shape& s, const void* x, const void* dy,
                      float* dw, float* db) {
   const int64_t parts = PartsOf(s.n, 32), n = s.n / parts;
-  const auto p = PrimitiveFor(db ? kWeightsBias : kWeights, s, n);
+  const auto p = PrimitiveFor({Kind::kWeights, db != nullptr}, s, n);
   // Each part's gradient, weights and then bias, one after another in memory.
   const int64_t own = (p->weights.get_size() / 4 + 15) / 16 * 16;
   const int64_t stride = own + (db ? (s.o + 15) / 16 * 16 : 0);
@@ -329,179 +380,162 @@ void BackwardWeights(ffi::ThreadPool& pool, const Shape& s, const void* x, const
   if (db) std::copy(sums + own, sums + own + s.o, db);
 }
 
-// BatchNorm with the batch's statistics, ReLU, and a max-pool of windows that do not overlap.
+// BatchNorm with the batch's statistics; then ReLU and a max-pool of windows that do not overlap, or
+// a sum with other images and ReLU.
 
 struct Pool {
   int64_t n, h, w, c, ph, pw;
+  bool relu;
   int64_t out_h() const { return h / ph; }
   int64_t out_w() const { return w / pw; }
+  bool alone() const { return ph * pw == 1; }  // Each pixel is a window: rows of channels are enough.
+  int64_t rows() const { return n * h * w; }
+  // Calls body(first pixel, window) for the windows of examples, in units of c numbers.
+  template <typename Body>
+  void Windows(Range examples, Body body) const {
+    for (int64_t row = examples.begin * out_h(); row < examples.end * out_h(); ++row) {
+      const int64_t top = (row / out_h() * h + row % out_h() * ph) * w;
+      for (int64_t j = 0; j < out_w(); ++j) body(top + j * pw, row * out_w() + j);
+    }
+  }
+  // Where the pixels of a window lie after its first one, in numbers.
+  std::vector<int64_t> Places() const {
+    std::vector<int64_t> places;
+    for (int64_t u = 0; u < ph; ++u)
+      for (int64_t v = 0; v < pw; ++v) places.push_back((u * w + v) * c);
+    return places;
+  }
 };
 
 constexpr uint16_t kNobody = 65535;
-constexpr int64_t kRows = 256;  // Rows of channels whose sum is taken in float32.
+// How many rows of c channels are summed in float32: what the innermost cache holds.
+int64_t RowsTogether(int64_t c) { return std::clamp<int64_t>(4096 / c, 8, 256); }
 
-// Sums over rows [n, c], each part's and then all of them, the latter in float64.
-template <typename T>
-void Moments(ffi::ThreadPool& pool, const T* x, int64_t rows, int64_t c, float* mean, float* var) {
-  const int64_t parts = std::clamp<int64_t>(rows / 4096, 1, 32);
+int64_t RowParts(int64_t rows) { return std::clamp<int64_t>(rows / 4096, 1, 32); }
+
+// Adds up two quantities for each channel over rows, in float32 over some of them, then in float64:
+// term(N, row, k, first, second) adds those of a row's channels k to k + N - 1. Returns both, [2, c].
+template <typename Term>
+std::vector<double> SumRows(ffi::ThreadPool& pool, int64_t rows, int64_t c, Term term) {
+  const int64_t parts = RowParts(rows);
   std::vector<double> sums(parts * 2 * c, 0.0);
   ForEach(pool, parts, [&](int64_t part) {
     const Range range = PartOf(rows, parts, part);
     double* total = &sums[part * 2 * c];
-    float* __restrict sum = reinterpret_cast<float*>(Scratch(3, 2 * c * 4));
-    float* __restrict square = sum + c;
-    for (int64_t start = range.begin; start < range.end; start += kRows) {
-      std::fill(sum, sum + 2 * c, 0.0f);
-      for (int64_t row = start; row < std::min(start + kRows, range.end); ++row) {
-        const T* __restrict p = x + row * c;
-        for (int64_t i = 0; i < c; ++i) {
-          const float value = ToFloat(p[i]);
-          sum[i] += value;
-          square[i] += value * value;
-        }
-      }
-      for (int64_t i = 0; i < 2 * c; ++i) total[i] += sum[i];
-    }
+    for (int64_t start = range.begin; start < range.end; start += RowsTogether(c))
+      InLanes(c, [&](auto lanes, int64_t k) {
+        constexpr int N = decltype(lanes)::value;
+        // Several sums, as one addition waits for the one before.
+        F<N> first[4] = {}, second[4] = {};
+        int64_t row = start;
+        const int64_t end = std::min(start + RowsTogether(c), range.end);
+        for (; row + 4 <= end; row += 4)
+          for (int i = 0; i < 4; ++i) term(lanes, row + i, k, first[i], second[i]);
+        for (; row < end; ++row) term(lanes, row, k, first[0], second[0]);
+        const F<N> a = first[0] + first[1] + (first[2] + first[3]);
+        const F<N> b = second[0] + second[1] + (second[2] + second[3]);
+        for (int i = 0; i < N; ++i) total[k + i] += a[i], total[c + k + i] += b[i];
+      });
   });
-  for (int64_t i = 0; i < c; ++i) {
-    double sum = 0, square = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      sum += sums[part * 2 * c + i];
-      square += sums[part * 2 * c + c + i];
-    }
-    const double average = sum / rows;
-    mean[i] = average;
-    var[i] = std::max(square / rows - average * average, 0.0);
-    if (square != square) var[i] = square;
-  }
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < 2 * c; ++i) sums[i] += sums[part * 2 * c + i];
+  return sums;
 }
+
+template <typename V> inline V Rectified(V x) { return (x > 0) | (x != x) ? x : V{}; }
 
 template <typename T>
 void NormForward(ffi::ThreadPool& pool, const Pool& s, float epsilon, const T* x,
-                 const float* scale, const float* bias, T* y, uint16_t* winner, float* mean,
-                 float* var) {
-  Moments(pool, x, s.n * s.h * s.w, s.c, mean, var);
-  std::vector<float> slope(s.c), offset(s.c);
-  for (int64_t i = 0; i < s.c; ++i) {
+                 const float* scale, const float* bias, const T* residual, T* y, uint16_t* winner,
+                 float* mean, float* var) {
+  const int64_t c = s.c;
+  const std::vector<double> sums = SumRows(
+      pool, s.rows(), c, [&](auto lanes, int64_t row, int64_t k, auto& sum, auto& square) {
+        const auto value = Load<decltype(lanes)::value>(x + row * c + k);
+        sum += value;
+        square += value * value;
+      });
+  std::vector<float> slope(c), offset(c);
+  for (int64_t i = 0; i < c; ++i) {
+    const double average = sums[i] / s.rows(), square = sums[c + i];
+    mean[i] = average;
+    var[i] = square != square ? square : std::max(square / s.rows() - average * average, 0.0);
     slope[i] = scale[i] / std::sqrt(var[i] + epsilon);
     offset[i] = bias[i] - mean[i] * slope[i];
   }
-  const int64_t c = s.c, out_h = s.out_h(), out_w = s.out_w();
+  const float *a = slope.data(), *b = offset.data();
+  if (s.alone()) {
+    ForEach(pool, RowParts(s.rows()), [&](int64_t part) {
+      const Range range = PartOf(s.rows(), RowParts(s.rows()), part);
+      for (int64_t row = range.begin; row < range.end; ++row)
+        InLanes(c, [&](auto lanes, int64_t k) {
+          constexpr int N = decltype(lanes)::value;
+          F<N> value = Load<N>(x + row * c + k) * Load<N>(a + k) + Load<N>(b + k);
+          if (residual) value += Load<N>(residual + row * c + k);
+          Save<N>(y + row * c + k, s.relu ? Rectified(value) : value);
+        });
+    });
+    return;
+  }
+  const std::vector<int64_t> places = s.Places();
   ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
-    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
-    const float* __restrict a = slope.data();
-    const float* __restrict b = offset.data();
-    float* __restrict best = reinterpret_cast<float*>(Scratch(3, c * 4));
-    for (int64_t n = range.begin; n < range.end; ++n)
-      for (int64_t i = 0; i < out_h; ++i)
-        for (int64_t j = 0; j < out_w; ++j) {
-          const int64_t place = ((n * out_h + i) * out_w + j) * c;
-          uint16_t* __restrict w = winner + place;
-          for (int64_t u = 0; u < s.ph; ++u)
-            for (int64_t v = 0; v < s.pw; ++v) {
-              const T* __restrict p = x + ((n * s.h + i * s.ph + u) * s.w + j * s.pw + v) * c;
-              const uint16_t position = u * s.pw + v;
-              if (!position) {
-                for (int64_t k = 0; k < c; ++k) {
-                  best[k] = ToFloat(p[k]) * a[k] + b[k];
-                  w[k] = 0;
-                }
-              } else {
-                for (int64_t k = 0; k < c; ++k) {
-                  const float value = ToFloat(p[k]) * a[k] + b[k];
-                  const bool larger = (value > best[k]) | ((value != value) & (best[k] == best[k]));
-                  best[k] = larger ? value : best[k];
-                  w[k] = larger ? position : w[k];
-                }
-              }
-            }
-          // Rectified: nobody gets a gradient.
-          for (int64_t k = 0; k < c; ++k) {
-            Store(y + place + k, Rectified(best[k]));
-            w[k] = best[k] > 0 ? w[k] : kNobody;
-          }
+    s.Windows(PartOf(s.n, PartsOf(s.n, 4), part), [&](int64_t first, int64_t window) {
+      InLanes(c, [&](auto lanes, int64_t k) {
+        constexpr int N = decltype(lanes)::value;
+        const F<N> slope = Load<N>(a + k), offset = Load<N>(b + k);
+        const T* p = x + first * c + k;
+        F<N> best = Load<N>(p) * slope + offset;
+        I<N> at{};
+        for (size_t position = 1; position < places.size(); ++position) {
+          const F<N> value = Load<N>(p + places[position]) * slope + offset;
+          const auto larger = Larger(value, best);
+          best = larger ? value : best;
+          at = larger ? I<N>{} + static_cast<int>(position) : at;
         }
+        Save<N>(y + window * c + k, s.relu ? Rectified(best) : best);
+        // Rectified: nobody gets a gradient.
+        Save<N>(winner + window * c + k, (best > 0) | !s.relu ? at : I<N>{} + kNobody);
+      });
+    });
   });
 }
 
-// The inner loops, over channels: pointers that are known to be apart make them vectors.
-
-template <typename T>
-inline void AddGradient(int64_t c, uint16_t position, const uint16_t* __restrict winner,
-                        const T* __restrict dy, const T* __restrict x,
-                        const float* __restrict mean, float* __restrict sum,
-                        float* __restrict product) {
-  for (int64_t k = 0; k < c; ++k) {
-    const float g = winner[k] == position ? ToFloat(dy[k]) : 0.0f;
-    sum[k] += g;
-    product[k] += g * (ToFloat(x[k]) - mean[k]);
-  }
-}
-
-template <typename T>
-inline void GiveGradient(int64_t c, uint16_t position, const uint16_t* __restrict winner,
-                         const T* __restrict dy, const T* __restrict x, const float* __restrict a,
-                         const float* __restrict m, const float* __restrict b, T* __restrict dx) {
-  for (int64_t k = 0; k < c; ++k) {
-    const float g = winner[k] == position ? ToFloat(dy[k]) : 0.0f;
-    Store(dx + k, a[k] * g + (ToFloat(x[k]) * m[k] + b[k]));
-  }
-}
-
-// `relu`: only where the result y of the pool is positive.
-template <bool relu, typename T>
-inline void PutWinners(int64_t c, uint16_t position, const uint16_t* __restrict winner,
-                       const T* __restrict y, const T* __restrict dy, T* __restrict dx) {
-  for (int64_t k = 0; k < c; ++k) {
-    const bool gets = (winner[k] == position) & (!relu | (ToFloat(y[k]) > 0));
-    Store(dx + k, gets ? ToFloat(dy[k]) : 0.0f);
-  }
-}
-
-template <bool relu, typename T>
-inline void AddWinners(int64_t c, uint16_t position, const uint16_t* __restrict winner,
-                       const T* __restrict y, const T* __restrict dy, float* __restrict sum) {
-  for (int64_t k = 0; k < c; ++k) {
-    const bool gets = (winner[k] == position) & (!relu | (ToFloat(y[k]) > 0));
-    sum[k] += gets ? ToFloat(dy[k]) : 0.0f;
-  }
-}
-
+// With a window of one pixel who gets the gradient is told by the result y.
 template <typename T>
 void NormBackward(ffi::ThreadPool& pool, const Pool& s, float epsilon, const T* x,
                   const float* scale, const float* mean, const float* var, const uint16_t* winner,
-                  const T* dy, T* dx, float* dscale, float* dbias) {
-  const int64_t c = s.c, out_h = s.out_h(), out_w = s.out_w(), parts = PartsOf(s.n, 4);
-  std::vector<double> sums(parts * 2 * c, 0.0);
+                  const T* y, const T* dy, T* dx, float* dscale, float* dbias, T* dresidual) {
+  const int64_t c = s.c, out_w = s.out_w();
+  const std::vector<int64_t> places = s.Places();
   // Sums of the gradient, and of the gradient times x.
-  ForEach(pool, parts, [&](int64_t part) {
-    const Range range = PartOf(s.n, parts, part);
-    double* total = &sums[part * 2 * c];
-    float* __restrict sum = reinterpret_cast<float*>(Scratch(3, 2 * c * 4));
-    float* __restrict product = sum + c;
-    for (int64_t n = range.begin; n < range.end; ++n)
-      for (int64_t i = 0; i < out_h; ++i) {
-        std::fill(sum, sum + 2 * c, 0.0f);
-        for (int64_t j = 0; j < out_w; ++j) {
-          const int64_t place = ((n * out_h + i) * out_w + j) * c;
-          for (int64_t u = 0; u < s.ph; ++u)
-            for (int64_t v = 0; v < s.pw; ++v) {
-              AddGradient(c, u * s.pw + v, winner + place, dy + place,
-                          x + ((n * s.h + i * s.ph + u) * s.w + j * s.pw + v) * c, mean, sum,
-                          product);
-            }
+  const std::vector<double> sums = SumRows(
+      pool, s.n * s.out_h() * out_w, c,
+      [&](auto lanes, int64_t row, int64_t k, auto& sum, auto& product) {
+        constexpr int N = decltype(lanes)::value;
+        const F<N> given = Load<N>(dy + row * c + k);
+        F<N> g = given, value;
+        if (s.alone()) {
+          if (s.relu) g = Load<N>(y + row * c + k) > 0 ? given : F<N>{};
+          if (dresidual) Save<N>(dresidual + row * c + k, g);
+          value = Load<N>(x + row * c + k);
+        } else {
+          const I<N> at = Load<N>(winner + row * c + k);
+          const int64_t top = row / out_w, example = top / s.out_h();
+          const int64_t first =
+              (example * s.h + top % s.out_h() * s.ph) * s.w + row % out_w * s.pw;
+          const T* p = x + first * c + k;
+          value = Load<N>(p);
+          for (size_t i = 1; i < places.size(); ++i)
+            value = at == static_cast<int>(i) ? Load<N>(p + places[i]) : value;
+          g = at == kNobody ? F<N>{} : given;
         }
-        for (int64_t k = 0; k < 2 * c; ++k) total[k] += sum[k];
-      }
-  });
+        sum += g;
+        product += g * (value - Load<N>(mean + k));
+      });
   std::vector<float> slope(c), line(c), offset(c);
-  const double count = static_cast<double>(s.n) * s.h * s.w;
+  const double count = s.rows();
   for (int64_t k = 0; k < c; ++k) {
-    double sum = 0, product = 0;
-    for (int64_t part = 0; part < parts; ++part) {
-      sum += sums[part * 2 * c + k];
-      product += sums[part * 2 * c + c + k];
-    }
+    const double sum = sums[k], product = sums[c + k];
     const double inverse = 1 / std::sqrt(static_cast<double>(var[k]) + epsilon);
     dbias[k] = sum;
     dscale[k] = product * inverse;
@@ -510,25 +544,45 @@ void NormBackward(ffi::ThreadPool& pool, const Pool& s, float epsilon, const T* 
     line[k] = -scale[k] * inverse * inverse * inverse * product / count;
     offset[k] = -scale[k] * inverse * sum / count - line[k] * mean[k];
   }
-  ForEach(pool, parts, [&](int64_t part) {
-    const Range range = PartOf(s.n, parts, part);
-    const float* __restrict a = slope.data();
-    const float* __restrict m = line.data();
-    const float* __restrict b = offset.data();
-    for (int64_t n = range.begin; n < range.end; ++n)
-      for (int64_t h = 0; h < s.h; ++h)
-        for (int64_t w = 0; w < s.w; ++w) {
-          const int64_t here = ((n * s.h + h) * s.w + w) * c, i = h / s.ph, j = w / s.pw;
-          const T* __restrict p = x + here;
-          if (i >= out_h || j >= out_w) {  // No window reaches here.
-            T* __restrict target = dx + here;
-            for (int64_t k = 0; k < c; ++k) Store(target + k, ToFloat(p[k]) * m[k] + b[k]);
-            continue;
-          }
-          const int64_t place = ((n * out_h + i) * out_w + j) * c;
-          GiveGradient(c, (h % s.ph) * s.pw + w % s.pw, winner + place, dy + place, p, a, m, b,
-                       dx + here);
+  const float *a = slope.data(), *m = line.data(), *b = offset.data();
+  if (s.alone()) {
+    ForEach(pool, RowParts(s.rows()), [&](int64_t part) {
+      const Range range = PartOf(s.rows(), RowParts(s.rows()), part);
+      for (int64_t row = range.begin; row < range.end; ++row)
+        InLanes(c, [&](auto lanes, int64_t k) {
+          constexpr int N = decltype(lanes)::value;
+          const int64_t at = row * c + k;
+          F<N> g = Load<N>((dresidual ? dresidual : dy) + at);
+          if (s.relu && !dresidual) g = Load<N>(y + at) > 0 ? g : F<N>{};
+          Save<N>(dx + at, Load<N>(a + k) * g + (Load<N>(x + at) * Load<N>(m + k) + Load<N>(b + k)));
+        });
+    });
+    return;
+  }
+  ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
+    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
+    s.Windows(range, [&](int64_t first, int64_t window) {
+      InLanes(c, [&](auto lanes, int64_t k) {
+        constexpr int N = decltype(lanes)::value;
+        const F<N> given = Load<N>(dy + window * c + k) * Load<N>(a + k);
+        const F<N> line = Load<N>(m + k), offset = Load<N>(b + k);
+        const I<N> at = Load<N>(winner + window * c + k);
+        for (size_t i = 0; i < places.size(); ++i) {
+          const int64_t here = first * c + k + places[i];
+          const F<N> g = at == static_cast<int>(i) ? given : F<N>{};
+          Save<N>(dx + here, g + (Load<N>(x + here) * line + offset));
         }
+      });
+    });
+    // Pixels that no window reaches.
+    const int64_t bottom = s.out_h() * s.ph, right = out_w * s.pw;
+    for (int64_t row = range.begin * s.h; row < range.end * s.h; ++row)
+      for (int64_t w = row % s.h < bottom ? right : 0; w < s.w; ++w)
+        InLanes(c, [&](auto lanes, int64_t k) {
+          constexpr int N = decltype(lanes)::value;
+          const int64_t here = (row * s.w + w) * c + k;
+          Save<N>(dx + here, Load<N>(x + here) * Load<N>(m + k) + Load<N>(b + k));
+        });
   });
 }
 
@@ -536,131 +590,123 @@ void NormBackward(ffi::ThreadPool& pool, const Pool& s, float epsilon, const T* 
 
 struct Window {
   int64_t n, h, w, c, out_h, out_w, kh, kw, stride_h, stride_w, top, left;
-  Range Rows(int64_t i) const {
-    const int64_t first = i * stride_h - top;
-    return {std::max<int64_t>(first, 0), std::min(first + kh, h)};
+  // Calls body(result, image, position) for each pixel of each window of an example: where it lies
+  // in the result and in the image, and in its window; pixels of padding are left out.
+  template <typename Body>
+  void Pixels(int64_t i, int64_t j, Body body) const {
+    const int64_t y = i * stride_h - top, x = j * stride_w - left;
+    for (int64_t u = std::max<int64_t>(-y, 0); u < std::min(kh, h - y); ++u)
+      for (int64_t v = std::max<int64_t>(-x, 0); v < std::min(kw, w - x); ++v)
+        body(((y + u) * w + x + v) * c, static_cast<int>(u * kw + v));
   }
-  Range Columns(int64_t j) const {
-    const int64_t first = j * stride_w - left;
-    return {std::max<int64_t>(first, 0), std::min(first + kw, w)};
+  // Calls body(example, i, j, where) for all windows, `where` being that of the result's channels.
+  template <typename Body>
+  void ForAll(ffi::ThreadPool& pool, Body body) const {
+    ForEachExample(pool, [&](int64_t example) {
+      for (int64_t i = 0; i < out_h; ++i)
+        for (int64_t j = 0; j < out_w; ++j)
+          body(example, i, j, ((example * out_h + i) * out_w + j) * c);
+    });
   }
-  int64_t position(int64_t i, int64_t j, int64_t row, int64_t column) const {
-    return (row - (i * stride_h - top)) * kw + column - (j * stride_w - left);
+  template <typename Body>
+  void ForEachExample(ffi::ThreadPool& pool, Body body) const {
+    const int64_t parts = PartsOf(n, 4);
+    ForEach(pool, parts, [&](int64_t part) {
+      const Range range = PartOf(n, parts, part);
+      for (int64_t example = range.begin; example < range.end; ++example) body(example);
+    });
   }
 };
 
 template <typename T>
 void MaxForward(ffi::ThreadPool& pool, const Window& s, const T* x, T* y, uint16_t* winner) {
-  ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
-    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
-    float* __restrict best = reinterpret_cast<float*>(Scratch(3, s.c * 4));
-    for (int64_t n = range.begin; n < range.end; ++n)
-      for (int64_t i = 0; i < s.out_h; ++i)
-        for (int64_t j = 0; j < s.out_w; ++j) {
-          const int64_t place = ((n * s.out_h + i) * s.out_w + j) * s.c;
-          uint16_t* __restrict w = winner + place;
-          T* __restrict target = y + place;
-          std::fill(best, best + s.c, -std::numeric_limits<float>::infinity());
-          std::fill(w, w + s.c, kNobody);  // Of a window that lies in the padding.
-          const Range rows = s.Rows(i), columns = s.Columns(j);
-          for (int64_t row = rows.begin; row < rows.end; ++row)
-            for (int64_t column = columns.begin; column < columns.end; ++column) {
-              const T* __restrict p = x + ((n * s.h + row) * s.w + column) * s.c;
-              const uint16_t position = s.position(i, j, row, column);
-              if (row == rows.begin && column == columns.begin) {
-                for (int64_t k = 0; k < s.c; ++k) {
-                  best[k] = ToFloat(p[k]);
-                  w[k] = position;
-                }
-                continue;
-              }
-              for (int64_t k = 0; k < s.c; ++k) {  // A NaN is larger, and the first stays.
-                const float value = ToFloat(p[k]);
-                const bool larger = (value > best[k]) | ((value != value) & (best[k] == best[k]));
-                best[k] = larger ? value : best[k];
-                w[k] = larger ? position : w[k];
-              }
-            }
-          for (int64_t k = 0; k < s.c; ++k) Store(target + k, best[k]);
-        }
+  s.ForAll(pool, [&](int64_t example, int64_t i, int64_t j, int64_t where) {
+    const T* image = x + example * s.h * s.w * s.c;
+    InLanes(s.c, [&](auto lanes, int64_t k) {
+      constexpr int N = decltype(lanes)::value;
+      F<N> best = F<N>{} - std::numeric_limits<float>::infinity();
+      I<N> at = I<N>{} + kNobody;  // Of a window that lies in the padding.
+      s.Pixels(i, j, [&](int64_t pixel, int position) {
+        const F<N> value = Load<N>(image + pixel + k);
+        const auto larger = Larger(value, best) | (at == kNobody);
+        best = larger ? value : best;
+        at = larger ? I<N>{} + position : at;
+      });
+      Save<N>(y + where + k, best);
+      Save<N>(winner + where + k, at);
+    });
   });
 }
 
-template <bool relu, typename T>
-void MaxBackward(ffi::ThreadPool& pool, const Window& s, const uint16_t* winner, const T* y,
-                 const T* dy, T* dx) {
+// `relu`: a gradient only where the result y of the pool is positive.
+template <typename T>
+void MaxBackward(ffi::ThreadPool& pool, const Window& s, bool relu, const uint16_t* winner,
+                 const T* y, const T* dy, T* dx) {
   const bool apart = s.stride_h >= s.kh && s.stride_w >= s.kw;  // Each pixel has one window at most.
-  ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
-    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
-    const int64_t size = s.h * s.w * s.c;
+  const int64_t size = s.h * s.w * s.c;
+  s.ForEachExample(pool, [&](int64_t example) {
     float* sum = apart ? nullptr : reinterpret_cast<float*>(Scratch(3, size * 4));
-    for (int64_t n = range.begin; n < range.end; ++n) {
-      T* target = dx + n * size;
-      if (apart) std::memset(target, 0, size * sizeof(T));
-      else std::fill(sum, sum + size, 0.0f);
-      for (int64_t i = 0; i < s.out_h; ++i)
-        for (int64_t j = 0; j < s.out_w; ++j) {
-          const int64_t place = ((n * s.out_h + i) * s.out_w + j) * s.c;
-          const Range rows = s.Rows(i), columns = s.Columns(j);
-          for (int64_t row = rows.begin; row < rows.end; ++row)
-            for (int64_t column = columns.begin; column < columns.end; ++column) {
-              const uint16_t position = s.position(i, j, row, column);
-              const int64_t here = (row * s.w + column) * s.c;
-              if (apart)
-                PutWinners<relu>(s.c, position, winner + place, y + place, dy + place,
-                                 target + here);
-              else
-                AddWinners<relu>(s.c, position, winner + place, y + place, dy + place, sum + here);
-            }
-        }
-      if (!apart)
-        for (int64_t k = 0; k < size; ++k) Store(target + k, sum[k]);
-    }
+    T* target = dx + example * size;
+    if (apart) std::memset(target, 0, size * sizeof(T));
+    else std::fill(sum, sum + size, 0.0f);
+    for (int64_t i = 0; i < s.out_h; ++i)
+      for (int64_t j = 0; j < s.out_w; ++j) {
+        const int64_t where = ((example * s.out_h + i) * s.out_w + j) * s.c;
+        InLanes(s.c, [&](auto lanes, int64_t k) {
+          constexpr int N = decltype(lanes)::value;
+          F<N> g = Load<N>(dy + where + k);
+          if (relu) g = Load<N>(y + where + k) > 0 ? g : F<N>{};
+          const I<N> at = Load<N>(winner + where + k);
+          s.Pixels(i, j, [&](int64_t pixel, int position) {
+            const F<N> part = at == position ? g : F<N>{};
+            if (apart) Save<N>(target + pixel + k, part);
+            else Save<N>(sum + pixel + k, Load<N>(sum + pixel + k) + part);
+          });
+        });
+      }
+    if (!apart)
+      InLanes(size, [&](auto lanes, int64_t k) {
+        constexpr int N = decltype(lanes)::value;
+        Save<N>(target + k, Load<N>(sum + k));
+      });
   });
 }
 
 template <typename T>
 void MeanForward(ffi::ThreadPool& pool, const Window& s, const T* x, T* y) {
   const float share = 1.0f / (s.kh * s.kw);
-  ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
-    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
-    float* __restrict sum = reinterpret_cast<float*>(Scratch(3, s.c * 4));
-    for (int64_t n = range.begin; n < range.end; ++n)
-      for (int64_t i = 0; i < s.out_h; ++i)
-        for (int64_t j = 0; j < s.out_w; ++j) {
-          std::fill(sum, sum + s.c, 0.0f);
-          const Range rows = s.Rows(i), columns = s.Columns(j);
-          for (int64_t row = rows.begin; row < rows.end; ++row)
-            for (int64_t column = columns.begin; column < columns.end; ++column) {
-              const T* __restrict p = x + ((n * s.h + row) * s.w + column) * s.c;
-              for (int64_t k = 0; k < s.c; ++k) sum[k] += ToFloat(p[k]);
-            }
-          T* target = y + ((n * s.out_h + i) * s.out_w + j) * s.c;
-          for (int64_t k = 0; k < s.c; ++k) Store(target + k, sum[k] * share);
-        }
+  s.ForAll(pool, [&](int64_t example, int64_t i, int64_t j, int64_t where) {
+    const T* image = x + example * s.h * s.w * s.c;
+    InLanes(s.c, [&](auto lanes, int64_t k) {
+      constexpr int N = decltype(lanes)::value;
+      F<N> sum{};
+      s.Pixels(i, j, [&](int64_t pixel, int) { sum += Load<N>(image + pixel + k); });
+      Save<N>(y + where + k, sum * share);
+    });
   });
 }
 
 template <typename T>
 void MeanBackward(ffi::ThreadPool& pool, const Window& s, const T* dy, T* dx) {
   const float share = 1.0f / (s.kh * s.kw);
-  ForEach(pool, PartsOf(s.n, 4), [&](int64_t part) {
-    const Range range = PartOf(s.n, PartsOf(s.n, 4), part);
-    const int64_t size = s.h * s.w * s.c;
-    float* __restrict sum = reinterpret_cast<float*>(Scratch(3, size * 4));
-    for (int64_t n = range.begin; n < range.end; ++n) {
-      std::fill(sum, sum + size, 0.0f);
-      for (int64_t i = 0; i < s.out_h; ++i)
-        for (int64_t j = 0; j < s.out_w; ++j) {
-          const T* g = dy + ((n * s.out_h + i) * s.out_w + j) * s.c;
-          const Range rows = s.Rows(i), columns = s.Columns(j);
-          for (int64_t row = rows.begin; row < rows.end; ++row)
-            for (int64_t column = columns.begin; column < columns.end; ++column)
-              for (int64_t k = 0; k < s.c; ++k)
-                sum[(row * s.w + column) * s.c + k] += ToFloat(g[k]) * share;
-        }
-      for (int64_t k = 0; k < size; ++k) Store(dx + n * size + k, sum[k]);
-    }
+  const int64_t size = s.h * s.w * s.c;
+  s.ForEachExample(pool, [&](int64_t example) {
+    float* sum = reinterpret_cast<float*>(Scratch(3, size * 4));
+    std::fill(sum, sum + size, 0.0f);
+    for (int64_t i = 0; i < s.out_h; ++i)
+      for (int64_t j = 0; j < s.out_w; ++j) {
+        const T* g = dy + ((example * s.out_h + i) * s.out_w + j) * s.c;
+        s.Pixels(i, j, [&](int64_t pixel, int) {
+          InLanes(s.c, [&](auto lanes, int64_t k) {
+            constexpr int N = decltype(lanes)::value;
+            Save<N>(sum + pixel + k, Load<N>(sum + pixel + k) + Load<N>(g + k) * share);
+          });
+        });
+      }
+    InLanes(size, [&](auto lanes, int64_t k) {
+      constexpr int N = decltype(lanes)::value;
+      Save<N>(dx + example * size + k, Load<N>(sum + k));
+    });
   });
 }
 
@@ -703,15 +749,16 @@ void Drop(ffi::ThreadPool& pool, int64_t rows, int64_t features, const uint32_t*
     for (int64_t start = range.begin; start < range.end; start += chunk) {
       const int64_t here = std::min(chunk, range.end - start);
       Threefry(key, static_cast<uint64_t>(start) * words, here * words, bits);
-      for (int64_t row = 0; row < here; ++row) {
-        const uint32_t* __restrict drawn = bits + row * words;
-        const T* __restrict from = x + (start + row) * features;
-        T* __restrict to = y + (start + row) * features;
-        for (int64_t k = 0; k < words; ++k)
-          Store(to + k, (drawn[k] & 0xffff) < below ? ToFloat(from[k]) * scale : 0.0f);
-        for (int64_t k = words; k < features; ++k)
-          Store(to + k, (drawn[k - words] >> 16) < below ? ToFloat(from[k]) * scale : 0.0f);
-      }
+      for (int64_t row = 0; row < here; ++row)
+        for (int half = 0; half < 2; ++half) {
+          const uint32_t* drawn = bits + row * words;
+          const int64_t first = (start + row) * features + half * words;
+          InLanes(half ? features - words : words, [&](auto lanes, int64_t k) {
+            constexpr int N = decltype(lanes)::value;
+            const auto own = Raw<typename Lanes<N>::U>(drawn + k) >> (16 * half) & 0xffff;
+            Save<N>(y + first + k, own < below ? Load<N>(x + first + k) * scale : F<N>{});
+          });
+        }
     }
   });
 }
@@ -752,22 +799,26 @@ Shape ShapeOf(ffi::Span<const int64_t> image, ffi::Span<const int64_t> kernel,
 
 void Zero(void* data, size_t bytes) { if (bytes) std::memset(data, 0, bytes); }
 
-ffi::Error ConvForward(ffi::ThreadPool pool, Array x, Floats w, Floats bias, Result y, Ints how,
-                       bool with_bias, bool relu) {
+// Of the kind `Of`; null where nothing was given.
+template <typename Of, typename B>
+Of* Given(B& buffer) {
+  return buffer.element_count() ? static_cast<Of*>(buffer.untyped_data()) : nullptr;
+}
+
+// `bias` and `add` are empty where there are none.
+ffi::Error ConvForward(ffi::ThreadPool pool, Array x, Floats w, Floats bias, Array add, Result y,
+                       Ints how, bool relu) {
   return Guarded([&] {
     const Shape s = ShapeOf(x.dimensions(), w.dimensions(), y->dimensions(), how, IsHalf(x));
-    if (!y->element_count()) return;
-    const Kind kind = with_bias ? (relu ? kForwardBiasRelu : kForwardBias)
-                                : (relu ? kForwardRelu : kForward);
-    if (!x.element_count()) return Zero(y->untyped_data(), y->size_bytes());
-    Forward(pool, s, kind, x.untyped_data(), w.typed_data(), bias.typed_data(), y->untyped_data());
+    const Kind kind{Kind::kForward, bias.element_count() > 0, add.element_count() > 0, relu};
+    Forward(pool, s, kind, x.untyped_data(), w.typed_data(), bias.typed_data(), add.untyped_data(),
+            y->untyped_data());
   });
 }
 
 ffi::Error ConvData(ffi::ThreadPool pool, Array dy, Floats w, Result dx, Ints how) {
   return Guarded([&] {
     const Shape s = ShapeOf(dx->dimensions(), w.dimensions(), dy.dimensions(), how, IsHalf(dy));
-    if (!dy.element_count()) return Zero(dx->untyped_data(), dx->size_bytes());
     BackwardData(pool, s, dy.untyped_data(), w.typed_data(), dx->untyped_data());
   });
 }
@@ -777,20 +828,18 @@ ffi::Error ConvWeights(ffi::ThreadPool pool, Array x, Array dy, FloatsResult dw,
   return Guarded([&] {
     const Shape s = ShapeOf(x.dimensions(), dw->dimensions(), dy.dimensions(), how, IsHalf(x));
     float* bias = db->element_count() ? db->typed_data() : nullptr;
-    if (!x.element_count() || !dy.element_count()) {
-      Zero(dw->typed_data(), dw->size_bytes());
-      return Zero(db->typed_data(), db->size_bytes());
-    }
     BackwardWeights(pool, s, x.untyped_data(), dy.untyped_data(), dw->typed_data(), bias);
   });
 }
 
-ffi::Error NormForwardCall(ffi::ThreadPool pool, Array x, Floats scale, Floats bias, Result y,
-                           ffi::ResultBuffer<ffi::DataType::U16> winner, FloatsResult mean,
-                           FloatsResult var, Ints window, float epsilon) {
+// `residual` is empty where there is none; `winner` where windows are single pixels.
+ffi::Error NormForwardCall(ffi::ThreadPool pool, Array x, Floats scale, Floats bias, Array residual,
+                           Result y, ffi::ResultBuffer<ffi::DataType::U16> winner,
+                           FloatsResult mean, FloatsResult var, Ints window, float epsilon,
+                           bool relu) {
   return Guarded([&] {
     const auto d = x.dimensions();
-    const Pool s{d[0], d[1], d[2], d[3], window[0], window[1]};
+    const Pool s{d[0], d[1], d[2], d[3], window[0], window[1], relu};
     if (!x.element_count()) {
       Zero(mean->typed_data(), mean->size_bytes());
       return Zero(var->typed_data(), var->size_bytes());
@@ -798,18 +847,21 @@ ffi::Error NormForwardCall(ffi::ThreadPool pool, Array x, Floats scale, Floats b
     Typed(IsHalf(x), [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;
       NormForward(pool, s, epsilon, static_cast<const T*>(x.untyped_data()), scale.typed_data(),
-                  bias.typed_data(), static_cast<T*>(y->untyped_data()), winner->typed_data(),
-                  mean->typed_data(), var->typed_data());
+                  bias.typed_data(), Given<const T>(residual), static_cast<T*>(y->untyped_data()),
+                  winner->typed_data(), mean->typed_data(), var->typed_data());
     });
   });
 }
 
+// `winner` is empty where windows are single pixels, `y` where they are not; `dresidual` where no
+// gradient of it is wanted that differs from dy.
 ffi::Error NormBackwardCall(ffi::ThreadPool pool, Array x, Floats scale, Floats mean, Floats var,
-                            ffi::Buffer<ffi::DataType::U16> winner, Array dy, Result dx,
-                            FloatsResult dscale, FloatsResult dbias, Ints window, float epsilon) {
+                            ffi::Buffer<ffi::DataType::U16> winner, Array y, Array dy, Result dx,
+                            FloatsResult dscale, FloatsResult dbias, Result dresidual, Ints window,
+                            float epsilon, bool relu) {
   return Guarded([&] {
     const auto d = x.dimensions();
-    const Pool s{d[0], d[1], d[2], d[3], window[0], window[1]};
+    const Pool s{d[0], d[1], d[2], d[3], window[0], window[1], relu};
     if (!x.element_count()) {
       Zero(dscale->typed_data(), dscale->size_bytes());
       return Zero(dbias->typed_data(), dbias->size_bytes());
@@ -817,9 +869,9 @@ ffi::Error NormBackwardCall(ffi::ThreadPool pool, Array x, Floats scale, Floats 
     Typed(IsHalf(x), [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;
       NormBackward(pool, s, epsilon, static_cast<const T*>(x.untyped_data()), scale.typed_data(),
-                   mean.typed_data(), var.typed_data(), winner.typed_data(),
+                   mean.typed_data(), var.typed_data(), winner.typed_data(), Given<const T>(y),
                    static_cast<const T*>(dy.untyped_data()), static_cast<T*>(dx->untyped_data()),
-                   dscale->typed_data(), dbias->typed_data());
+                   dscale->typed_data(), dbias->typed_data(), Given<T>(*dresidual));
     });
   });
 }
@@ -849,9 +901,8 @@ ffi::Error MaxBackwardCall(ffi::ThreadPool pool, ffi::Buffer<ffi::DataType::U16>
     const Window s = WindowOf(dx->dimensions(), dy.dimensions(), how);
     Typed(IsHalf(dy), [&](auto* t) {
       using T = std::remove_pointer_t<decltype(t)>;
-      (relu ? MaxBackward<true, T> : MaxBackward<false, T>)(
-          pool, s, winner.typed_data(), static_cast<const T*>(y.untyped_data()),
-          static_cast<const T*>(dy.untyped_data()), static_cast<T*>(dx->untyped_data()));
+      MaxBackward(pool, s, relu, winner.typed_data(), static_cast<const T*>(y.untyped_data()),
+                  static_cast<const T*>(dy.untyped_data()), static_cast<T*>(dx->untyped_data()));
     });
   });
 }
@@ -901,8 +952,8 @@ using U16 = ffi::Buffer<ffi::DataType::U16>;
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     conv_forward, ConvForward,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Arg<Floats>().Ret<Array>()
-        .Attr<Ints>("how").Attr<bool>("with_bias").Attr<bool>("relu"));
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Arg<Floats>().Arg<Array>()
+        .Ret<Array>().Attr<Ints>("how").Attr<bool>("relu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     conv_data, ConvData,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Ret<Array>()
@@ -913,13 +964,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Attr<Ints>("how"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     norm_forward, NormForwardCall,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Arg<Floats>().Ret<Array>()
-        .Ret<U16>().Ret<Floats>().Ret<Floats>().Attr<Ints>("window").Attr<float>("epsilon"));
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Arg<Floats>().Arg<Array>()
+        .Ret<Array>().Ret<U16>().Ret<Floats>().Ret<Floats>().Attr<Ints>("window")
+        .Attr<float>("epsilon").Attr<bool>("relu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     norm_backward, NormBackwardCall,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Floats>().Arg<Floats>().Arg<Floats>()
-        .Arg<U16>().Arg<Array>().Ret<Array>().Ret<Floats>().Ret<Floats>()
-        .Attr<Ints>("window").Attr<float>("epsilon"));
+        .Arg<U16>().Arg<Array>().Arg<Array>().Ret<Array>().Ret<Floats>().Ret<Floats>().Ret<Array>()
+        .Attr<Ints>("window").Attr<float>("epsilon").Attr<bool>("relu"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     max_forward, MaxForwardCall,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Ret<Array>().Ret<U16>()

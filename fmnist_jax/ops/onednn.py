@@ -46,101 +46,128 @@ def _flat(how: How) -> np.ndarray:
   return _ints(*strides, top, left, bottom, right, *dilation, groups)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def convolution(how: How, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """[N, H, W, C] by [h, w, C / groups, O] -> [N, H', W', O] of x's dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def convolution(how: How, relu: bool, x: jax.Array, kernel: jax.Array,
+                bias: jax.Array | None = None, residual: jax.Array | None = None) -> jax.Array:
+  """[N, H, W, C] by [h, w, C / groups, O] -> [N, H', W', O] of x's dtype; none may be empty.
 
   Args:
     how: strides, pads, dilation, groups.
+    relu: whether to rectify in the end.
     x: float32 or bfloat16.
     kernel: float32.
+    bias: float32 [O]; None: none.
+    residual: what to add, of the result's shape and dtype; None: nothing.
   """
-  return _forward(how, x, kernel, _NO_BIAS, relu=False)
-
-
-_NO_BIAS = np.zeros((0,), np.float32)
-
-
-def _forward(how, x, kernel, bias, *, relu):
   strides, pads, dilation, _ = how
   (n, height, width, _), (kh, kw, _, features) = x.shape, kernel.shape
   shape = (n, _out(height, kh, strides[0], pads[0], dilation[0]),
            _out(width, kw, strides[1], pads[1], dilation[1]), features)
-  return _call('conv_forward', jax.ShapeDtypeStruct(shape, x.dtype), x, kernel, bias,
-               how=_flat(how), with_bias=bool(bias.size), relu=relu)
+  return _call('conv_forward', jax.ShapeDtypeStruct(shape, x.dtype), x, kernel,
+               _or_none(bias, jnp.float32), _or_none(residual, x.dtype), how=_flat(how), relu=relu)
 
 
-def _backward(how, x, kernel, bias_shape, dy):
-  """Gradients of x, kernel and bias."""
+def _or_none(array, dtype):
+  """An argument of a handler that may be left out."""
+  return jnp.zeros((0,), dtype) if array is None else array
+
+
+def _forward(how, relu, x, kernel, bias=None, residual=None):
+  y = convolution(how, relu, x, kernel, bias, residual)
+  return y, (x, kernel, bias, _mark(residual), y if relu else None)
+
+
+def _mark(array):
+  """What tells a gradient that there was an array: an empty one, or None."""
+  return None if array is None else jnp.zeros((0,), array.dtype)
+
+
+def _backward(how, relu, residuals, dy):
+  x, kernel, bias, residual, y = residuals
+  if relu:
+    dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
+  dx, dkernel, dbias = _gradients(how, x, kernel, bias is not None, dy)
+  return dx, dkernel, dbias, None if residual is None else dy
+
+
+def _gradients(how, x, kernel, has_bias, dy):
   float32 = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  dkernel, dbias = _call('conv_weights', (float32(kernel.shape), float32(bias_shape)), x, dy,
-                         how=_flat(how))
+  dkernel, dbias = _call(
+      'conv_weights', (float32(kernel.shape), float32((kernel.shape[-1] * has_bias,))), x, dy,
+      how=_flat(how))
   dx = _call('conv_data', jax.ShapeDtypeStruct(x.shape, x.dtype), dy, kernel, how=_flat(how))
-  return dx, dkernel, dbias
+  return dx, dkernel, dbias if has_bias else None
 
 
-convolution.defvjp(
-    lambda how, x, kernel: (convolution(how, x, kernel), (x, kernel)),
-    lambda how, residuals, dy: _backward(how, residuals[0], residuals[1], (0,), dy)[:2])
+convolution.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def conv_relu_max_pool(pads: Pads, window: tuple[int, int], x: jax.Array, kernel: jax.Array,
                        bias: jax.Array) -> jax.Array:
-  """max_pool(relu(convolution + bias)); windows that do not overlap, (1, 1) for no pool."""
+  """max_pool(relu(convolution + bias)) with windows that do not overlap."""
   return _block_forward(pads, window, x, kernel, bias)[0]
 
 
 def _block_forward(pads, window, x, kernel, bias):
-  y, winner = _forward(((1, 1), pads, (1, 1), 1), x, kernel, bias, relu=True), None
-  if window != (1, 1):
-    y, (winner, _, like) = _max_forward((window, window, _NO_PADS), y)
-    winner = winner, like
-  return y, (x, kernel, y, winner)
+  y = convolution(((1, 1), pads, (1, 1), 1), True, x, kernel, bias)
+  y, (winner, _, like) = _max_forward((window, window, _NO_PADS), y)
+  return y, (x, kernel, y, winner, like)
 
 
 def _block_backward(pads, window, residuals, dy):
-  x, kernel, y, winner = residuals
-  if winner is None:
-    dy = jnp.where(y > 0, dy, jnp.zeros((), dy.dtype))
-  else:
-    dy = _max_gradient((window, window, _NO_PADS), True, winner[0], y, winner[1], dy)
-  return _backward(((1, 1), pads, (1, 1), 1), x, kernel, kernel.shape[-1:], dy)
+  x, kernel, y, winner, like = residuals
+  dy = _max_gradient((window, window, _NO_PADS), True, winner, y, like, dy)
+  return _gradients(((1, 1), pads, (1, 1), 1), x, kernel, True, dy)
 
 
 _NO_PADS = ((0, 0), (0, 0))
 conv_relu_max_pool.defvjp(_block_forward, _block_backward)
 
 
-# BatchNorm with the batch's statistics, ReLU, max-pool.
+# BatchNorm with the batch's statistics; ReLU, a sum with other images, a max-pool.
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def norm_relu_max_pool(window: tuple[int, int], epsilon: float, x: jax.Array, scale: jax.Array,
-                       bias: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """[N, H, W, C] -> [N, H // h, W // w, C] of x's dtype, and mean and variance, float32 [C]."""
-  return _norm_forward(window, epsilon, x, scale, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def batch_norm(window: tuple[int, int], relu: bool, epsilon: float, x: jax.Array,
+               scale: jax.Array, bias: jax.Array, residual: jax.Array | None = None
+               ) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """[N, H, W, C] -> [N, H // h, W // w, C] of x's dtype, and mean and variance, float32 [C].
+
+  `residual`, of x's shape and dtype, is added before ReLU, where windows are single pixels.
+  """
+  return _norm_forward(window, relu, epsilon, x, scale, bias, residual)[0]
 
 
-def _norm_forward(window, epsilon, x, scale, bias):
+def _norm_forward(window, relu, epsilon, x, scale, bias, residual):
   n, height, width, channels = x.shape
   shape = n, height // window[0], width // window[1], channels
   float32 = jax.ShapeDtypeStruct((channels,), jnp.float32)
+  alone = window == (1, 1)
   y, winner, mean, var = _call(
       'norm_forward',
-      (jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.uint16), float32,
-       float32), x, scale, bias, window=_ints(*window), epsilon=np.float32(epsilon))
-  return (y, mean, var), (x, scale, mean, var, winner)
+      (jax.ShapeDtypeStruct(shape, x.dtype),
+       jax.ShapeDtypeStruct((0,) if alone else shape, jnp.uint16), float32, float32),
+      x, scale, bias, _or_none(residual, x.dtype), window=_ints(*window),
+      epsilon=np.float32(epsilon), relu=relu)
+  kept = y if alone and relu else jnp.zeros((0,), x.dtype)
+  return (y, mean, var), (x, scale, mean, var, winner, kept, _mark(residual))
 
 
-def _norm_backward(window, epsilon, residuals, gradients):
-  x, scale, mean, var, winner = residuals
+def _norm_backward(window, relu, epsilon, residuals, gradients):
+  x, scale, mean, var, winner, y, residual = residuals
   dy, _, _ = gradients  # Of the statistics nothing is asked: running averages learn nothing.
   float32 = jax.ShapeDtypeStruct(scale.shape, jnp.float32)
-  return _call('norm_backward', (jax.ShapeDtypeStruct(x.shape, x.dtype), float32, float32),
-               x, scale, mean, var, winner, dy, window=_ints(*window), epsilon=np.float32(epsilon))
+  own = residual is not None and relu  # Else the gradient of what is added is dy itself.
+  dx, dscale, dbias, dresidual = _call(
+      'norm_backward',
+      (jax.ShapeDtypeStruct(x.shape, x.dtype), float32, float32,
+       jax.ShapeDtypeStruct(x.shape if own else (0,), x.dtype)),
+      x, scale, mean, var, winner, y, dy, window=_ints(*window), epsilon=np.float32(epsilon),
+      relu=relu)
+  return dx, dscale, dbias, None if residual is None else dresidual if own else dy
 
 
-norm_relu_max_pool.defvjp(_norm_forward, _norm_backward)
+batch_norm.defvjp(_norm_forward, _norm_backward)
 
 
 # Pools. `how` is (window, strides, pads).

@@ -18,54 +18,45 @@ from flax import linen as nn
 from jax import lax
 
 from fmnist_jax.ops import onednn
-from fmnist_jax.ops.convolution import Padding, explicit_padding, to_layout
+from fmnist_jax.ops.convolution import Padding, explicit_padding
 from fmnist_jax.ops.products import as_bits, from_bits
 
 
 def max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None,
-             padding: Padding = 'VALID', *, implementation: str,
-             layout: str = 'NHWC') -> jax.Array:
+             padding: Padding = 'VALID', *, implementation: str) -> jax.Array:
   """Largest value of each window.
 
   Args:
-    x: [N, H, W, C], or as `layout` says.
+    x: [N, H, W, C].
     window: height and width, pixels.
     strides: steps, pixels; None: the window's size.
     padding: 'SAME', 'VALID' or pairs of pixels, which never win.
     implementation: 'onednn', 'matmul' or 'native'; see the package.
-    layout: order of the axes of x and of the result, 'NHWC' or 'CHWN'.
 
   Returns:
-    [N, H', W', C] of x's dtype, or as `layout` says.
+    [N, H', W', C] of x's dtype.
   """
   strides = strides or window
   pads = explicit_padding(padding, x.shape[1:3], window, strides)
   if implementation == 'onednn':
-    y = onednn.max_pool((window, strides, pads), to_layout(x, 'NHWC', layout))
-    return to_layout(y, layout)
+    return onednn.max_pool((window, strides, pads), x)
   if implementation == 'native':
-    return _native(nn.max_pool, x, window, strides, pads, layout)
+    return nn.max_pool(x, window, strides, pads)
   return _max_pool(window, strides, pads, x)
 
 
 def avg_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int] | None = None,
-             padding: Padding = 'VALID', *, implementation: str,
-             layout: str = 'NHWC') -> jax.Array:
+             padding: Padding = 'VALID', *, implementation: str) -> jax.Array:
   """Mean of each window, padding counted as zeros; arguments as for `max_pool`."""
   strides = strides or window
   pads = explicit_padding(padding, x.shape[1:3], window, strides)
   if implementation == 'onednn':
-    y = onednn.mean_pool((window, strides, pads), to_layout(x, 'NHWC', layout))
-    return to_layout(y, layout)
+    return onednn.mean_pool((window, strides, pads), x)
   if implementation == 'native':
-    return _native(nn.avg_pool, x, window, strides, pads, layout)
+    return nn.avg_pool(x, window, strides, pads)
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
   total = sum(s.astype(jnp.float32) for s in _slices(x, window, strides))
   return (total / (window[0] * window[1])).astype(x.dtype)
-
-
-def _native(pool, x, window, strides, pads, layout):
-  return to_layout(pool(to_layout(x, 'NHWC', layout), window, strides, pads), layout)
 
 
 def _slices(x, window, strides):

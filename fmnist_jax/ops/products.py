@@ -60,29 +60,23 @@ def transposed(x: jax.Array) -> jax.Array:
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *,
-          implementation: str, dtype=None, layout: str | None = None) -> jax.Array:
+          implementation: str, dtype=None) -> jax.Array:
   """[..., I] x [I, O] + [O] -> [..., O] with operands of `dtype`, products summed in float32.
 
   Args:
-    x: inputs; or images, which are flattened in the order (H, W, C) first.
+    x: inputs.
     kernel: weights; may be float32 while `dtype` is narrower.
-    bias: added in float32 ('matmul') or in `dtype` ('native'); None: nothing.
-    implementation: 'matmul' or 'native'; see the package.
+    bias: added in `dtype` ('native') or in float32; None: nothing.
+    implementation: 'onednn', 'matmul' (the same here) or 'native'; see the package.
     dtype: of the operands and of the result; None: what x and kernel promote to.
-    layout: order of the axes of images, 'NHWC' or 'CHWN'; None: x is no images.
   """
   dtype = jnp.dtype(dtype or jnp.promote_types(x.dtype, kernel.dtype))
-  if layout and (layout == 'NHWC' or implementation == 'native'):
-    x = x if layout == 'NHWC' else x.transpose(3, 1, 2, 0)
-    x, layout = x.reshape(len(x), -1), None
   if implementation == 'native':
     y = jnp.matmul(x.astype(dtype), kernel.astype(dtype),
                    preferred_element_type=jnp.float32).astype(dtype)
     return y if bias is None else y + bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
   if bias is None:
     bias = jnp.zeros((kernel.shape[-1],), kernel.dtype)
-  if layout:
-    return _dense_of_images(dtype.name, x, kernel, bias)
   flat = x.reshape(-1, x.shape[-1])
   return _dense(dtype.name, flat, kernel, bias).reshape(*x.shape[:-1], -1).astype(dtype)
 
@@ -112,47 +106,3 @@ def _sum_of_rows(x):
 
 
 _dense.defvjp(_dense_forward, _dense_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense_of_images(dtype: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-  """`dense` of images [C, H, W, N] flattened in the order (H, W, C), in 'matmul' form: [N, O].
-
-  The weights are brought to the order of the images, which at N = 128 is no more work than the
-  reverse, and less when the weights stay the same for many batches.
-  """
-  weights = _by_channel(kernel.astype(dtype), x.shape)
-  if weights.dtype.itemsize == 2:
-    # A product with the identity is exact, and transposes in half the time of a strided copy.
-    turned = matmul_nt(jnp.eye(weights.shape[1], dtype=dtype), weights).astype(dtype)
-  else:
-    turned = weights.T
-  y = matmul(turned, x.astype(dtype).reshape(-1, x.shape[-1]))
-  return transposed((y + bias.astype(jnp.float32)[:, None]).astype(dtype))
-
-
-def _by_channel(kernel, shape):
-  """[H W C, O] -> [C H W, O]: whole rows change places."""
-  channels, height, width, _ = shape
-  bits = as_bits(kernel).reshape(height, width, channels, -1).transpose(2, 0, 1, 3)
-  return from_bits(bits.reshape(kernel.shape), kernel.dtype)
-
-
-def _dense_of_images_forward(dtype, x, kernel, bias):
-  y = _dense_of_images(dtype, x, kernel, bias)
-  return y, (x, kernel, jnp.zeros((0,), bias.dtype))
-
-
-def _dense_of_images_backward(dtype, residuals, dy):
-  x, kernel, like = residuals
-  channels, height, width, batch = x.shape
-  dbias = _sum_of_rows(dy.astype(jnp.float32)).astype(like.dtype)
-  dy = dy.astype(dtype)
-  dweights = matmul(x.astype(dtype).reshape(-1, batch), dy)
-  dkernel = dweights.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
-  dx = matmul_nt(_by_channel(kernel.astype(dtype), x.shape), dy)
-  return (dx.reshape(x.shape).astype(x.dtype),
-          dkernel.reshape(kernel.shape).astype(kernel.dtype), dbias)
-
-
-_dense_of_images.defvjp(_dense_of_images_forward, _dense_of_images_backward)
