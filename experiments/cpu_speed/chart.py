@@ -1,4 +1,4 @@
-"""The chart: seconds an epoch in every setting, and accuracy against time since process start."""
+"""The charts: seconds an epoch in every setting, accuracy against time, GFLOP/s by layer shape."""
 
 from __future__ import annotations
 
@@ -91,5 +91,32 @@ def draw(path: pathlib.Path, results: Mapping[str, Any]) -> None:
   handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[name]) for name in COLORS]
   figure.legend(handles, NAMES.values(), loc='outside upper center', ncols=4, frameon=False,
                 fontsize=9)
+  figure.savefig(path, dpi=130)
+  plt.close(figure)
+
+
+def draw_layers(path: pathlib.Path, layers: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+  """Writes the chart of convolutions alone as PNG.
+
+  Args:
+    path: of the file.
+    layers: library -> 'shape/type' -> GFLOP/s of the result, and of result and both gradients.
+  """
+  figure, grid = plt.subplots(2, 2, figsize=(11, 8), sharey=True, layout='constrained')
+  for row, dtype in zip(grid, ('float32', 'bfloat16')):
+    names = [name for name in layers['ours'] if name.endswith(f'/{dtype}')]
+    for index, (axes, what) in enumerate(zip(row, ('result', 'result and both gradients'))):
+      for offset, library in ((-0.2, 'ours'), (0.2, 'torch')):
+        rates = [layers[library][name][index] for name in names]
+        bars = axes.barh([place + offset for place in range(len(names))], rates, height=0.38,
+                         color=COLORS[library], label=NAMES[library])
+        axes.bar_label(bars, fmt='%.0f', padding=2, fontsize=7)
+      axes.set_yticks(range(len(names)), [name.rpartition('/')[0] for name in names], fontsize=8)
+      axes.set_title(f'{dtype}: {what}', fontsize=10, loc='left', fontweight='bold')
+      axes.set_xlabel('GFLOP/s', fontsize=8)
+      axes.tick_params(labelsize=8)
+      axes.spines[['top', 'right']].set_visible(False)
+  grid[0, 0].invert_yaxis()
+  grid[0, 0].legend(fontsize=8, frameon=False)
   figure.savefig(path, dpi=130)
   plt.close(figure)

@@ -10,8 +10,9 @@ from typing import Any
 WORKERS = {'ours': 'ours.py', 'flax': 'flax_plain.py', 'keras': 'keras_peer.py',
            'torch': 'torch_peer.py'}
 PEERS = ('keras', 'torch')
-# A mode this many times slower than its library's best is measured once, and not at all at other
-# batch sizes when it is so much slower at 128. 'ours' is always measured again, in every round.
+# A mode this many times slower than its library's best in its precision is measured once, and not
+# at all at other batch sizes when it is so much slower than the best in any. 'ours' is measured
+# again in every round.
 CONTENDER, OTHER_BATCHES = 1.3, 1.5
 TARGET_ACCURACIES = (0.90, 0.915)
 
@@ -31,7 +32,7 @@ class Mode:
   label: str
   library: str
   options: Mapping[str, Any]
-  models: tuple[str, ...] = ('mlp', 'cnn', 'cnn_blocks')
+  models: tuple[str, ...]
 
 
 def _keras(**options: Any) -> dict[str, Any]:
@@ -43,33 +44,36 @@ def _torch(**options: Any) -> dict[str, Any]:
   return {'channels_last': False, 'bf16': False, 'compile': False, **options}
 
 
-# The last two have rows of ours and of PyTorch's alone.
-_DEEP = ('cnn_deep', 'cnn_dropout')
-_CNNS = ('cnn', 'cnn_blocks', *_DEEP)
+CNNS = ('cnn', 'cnn_blocks', 'cnn_deep', 'cnn_dropout', 'resnet')
+_ALL = ('mlp', *CNNS)
+# Modes that compile for minutes and are far behind are not tried with the deeper networks.
+_SHALLOW = ('mlp', 'cnn')
 MODES = {mode.name: mode for mode in (
-    Mode('ours', 'fmnist_jax', 'ours', {'precision': 'auto'}, ('mlp', *_CNNS)),
-    Mode('ours_float32', 'fmnist_jax, float32', 'ours', {'precision': 'float32'},
-         ('mlp', *_CNNS)),
-    Mode('flax', 'Flax, plain', 'flax', {}),
-    Mode('keras', 'Keras', 'keras', _keras()),
+    Mode('ours', 'fmnist_jax', 'ours', {'precision': 'auto'}, _ALL),
+    Mode('ours_float32', 'fmnist_jax, float32', 'ours', {'precision': 'float32'}, _ALL),
+    Mode('flax', 'Flax, plain', 'flax', {}, _SHALLOW),
+    Mode('keras', 'Keras', 'keras', _keras(), _ALL),
     Mode('keras_data', 'Keras, tf.data, 32 steps a call', 'keras',
-         _keras(input='tf.data', steps_per_execution=32)),
-    Mode('keras_bf16', 'Keras, mixed_bfloat16', 'keras', _keras(bf16=True)),
-    Mode('keras_jit', 'Keras, jit_compile', 'keras', _keras(jit_compile=True)),
-    Mode('torch', 'PyTorch', 'torch', _torch()),
-    Mode('torch_last', 'PyTorch, channels-last', 'torch', _torch(channels_last=True), _CNNS),
+         _keras(input='tf.data', steps_per_execution=32), _ALL),
+    Mode('keras_bf16', 'Keras, mixed_bfloat16', 'keras', _keras(bf16=True), _ALL),
+    Mode('keras_jit', 'Keras, jit_compile', 'keras', _keras(jit_compile=True), _SHALLOW),
+    Mode('torch', 'PyTorch', 'torch', _torch(), _SHALLOW),
+    Mode('torch_last', 'PyTorch, channels-last', 'torch', _torch(channels_last=True), CNNS),
     Mode('torch_bf16', 'PyTorch, channels-last, bf16', 'torch',
-         _torch(channels_last=True, bf16=True), _CNNS),
+         _torch(channels_last=True, bf16=True), CNNS),
     Mode('torch_mlp_bf16', 'PyTorch, bf16', 'torch', _torch(bf16=True), ('mlp',)),
-    Mode('torch_compile', 'PyTorch, compile', 'torch', _torch(compile=True)),
+    Mode('torch_compile', 'PyTorch, compile', 'torch', _torch(compile=True), _SHALLOW),
     Mode('torch_compile_bf16', 'PyTorch, compile, bf16', 'torch',
-         _torch(channels_last=True, compile=True, bf16=True)),
+         _torch(channels_last=True, compile=True, bf16=True), _ALL),
 )}
+# The modes that compute in float32.
+FLOAT32 = ('ours_float32', 'keras', 'keras_data', 'keras_jit', 'torch', 'torch_last',
+           'torch_compile')
 
 SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn', 32), ('cnn', 512), ('cnn_blocks', 128),
-            ('cnn_deep', 128), ('cnn_dropout', 128))
+            ('cnn_deep', 128), ('cnn_dropout', 128), ('resnet', 128))
 QUICK_SETTINGS = (('mlp', 128), ('cnn', 128), ('cnn_blocks', 128), ('cnn_deep', 128),
-                  ('cnn_dropout', 128))
+                  ('cnn_dropout', 128), ('resnet', 128))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,14 +117,14 @@ def _spec(task: str, mode: Mode, model: str, batch: int, size: Size, **more: Any
           'examples': size.train_examples // batch * batch, 'round': 0, 'seed': 0, **more}
 
 
-def contenders(medians: Mapping[str, float], factor: float) -> set[str]:
+def contenders(medians: Mapping[str, float], factor: float, *, by_precision: bool) -> set[str]:
   """The modes whose seconds an epoch are within `factor` of their library's best; not Flax."""
-  best: dict[str, float] = {}
+  group = lambda name: (MODES[name].library, by_precision and name in FLOAT32)
+  best: dict[Any, float] = {}
   for name, seconds in medians.items():
-    library = MODES[name].library
-    best[library] = min(seconds, best.get(library, seconds))
+    best[group(name)] = min(seconds, best.get(group(name), seconds))
   return {name for name, seconds in medians.items()
-          if seconds <= factor * best[MODES[name].library] and name != 'flax'}
+          if seconds <= factor * best[group(name)] and name != 'flax'}
 
 
 def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Iterator[dict]:
@@ -135,11 +139,11 @@ def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Ite
       modes = [mode for mode in MODES.values() if model in mode.models]
       chosen = set()
       if number:
-        chosen = contenders(medians(model, batch), CONTENDER) | {'ours'}
+        chosen = contenders(medians(model, batch), CONTENDER, by_precision=True) | {'ours'}
         if (model, batch) == ('cnn', 128):  # What plain Flax is compared on.
           chosen.add('flax')
       elif batch != 128:
-        chosen = contenders(medians(model, 128), OTHER_BATCHES)
+        chosen = contenders(medians(model, 128), OTHER_BATCHES, by_precision=False)
       if chosen:
         modes = [mode for mode in modes if mode.name in chosen]
       random.Random(f'{number} {model} {batch}').shuffle(modes)
@@ -148,6 +152,12 @@ def speed(size: Size, medians: Callable[[str, int], Mapping[str, float]]) -> Ite
         batches = [500] if mode.options.get('compile') else [125, 500, 2000]
         yield _spec('speed', mode, model, batch, size, round=number, seconds=size.seconds,
                     seed=number, warmup_steps=size.warmup_steps, inference_batches=batches)
+
+
+def layers() -> Iterator[dict]:
+  """Measurements of convolutions alone."""
+  for library in ('ours', 'torch'):
+    yield {'task': 'layers', 'mode': library, 'library': library}
 
 
 def time_to(size: Size, best: Callable[[str], str]) -> Iterator[dict]:

@@ -1,10 +1,11 @@
 """Measures this library, plain Flax, Keras and PyTorch on one CPU, in turn.
 
-  python experiments/cpu_speed/run.py --data_dir=DIR            # about 50 minutes on two cores
-  python experiments/cpu_speed/run.py parity --data_dir=DIR     # accuracy over 8 seeds, as long
+  python experiments/cpu_speed/run.py --data_dir=DIR            # about 80 minutes on two cores
+  python experiments/cpu_speed/run.py parity --data_dir=DIR     # accuracy over 8 seeds, 40 minutes
   python experiments/cpu_speed/run.py --quick --data_dir=DIR    # a few minutes, to try it
 
-Writes results.json, chart.png and the tables in README.md (with --quick into the work folder only).
+Writes results.json, chart.png, layers.png and the tables in README.md (with --quick: into the work
+folder only).
 A command that was stopped goes on where it was; --fresh measures everything again.
 """
 
@@ -29,7 +30,7 @@ import plan
 import processes
 
 HERE = processes.HERE
-PARTS = ('products', 'speed', 'time_to', 'parity')
+PARTS = ('products', 'layers', 'speed', 'time_to', 'parity')
 
 
 def arguments() -> argparse.Namespace:
@@ -37,7 +38,7 @@ def arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__, prog='run.py',
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('what', nargs='?', default='table', choices=('table', *PARTS, 'report'),
-                      help='table (default): products, speed and time_to; or one part; report: '
+                      help='table (default): all but parity; or one part; report: '
                       'only writes again what was measured')
   parser.add_argument('--data_dir', default=os.environ.get('FMNIST_DATA_DIR', ''),
                       help='folder with the four .gz files (default: $FMNIST_DATA_DIR)')
@@ -94,9 +95,11 @@ def measurements(args: argparse.Namespace, size: plan.Size,
                  log: processes.Log) -> Iterator[dict[str, Any]]:
   """All that is to be measured, each decided when its turn comes."""
   import summary
-  parts = ('products', 'speed', 'time_to') if args.what == 'table' else (args.what,)
+  parts = PARTS[:-1] if args.what == 'table' else (args.what,)
   if 'products' in parts:
     yield {'task': 'products', 'mode': 'ours', 'library': 'ours'}
+  if 'layers' in parts:
+    yield from plan.layers()
   if 'speed' in parts:
     yield from plan.speed(size, lambda model, batch: summary.medians(
         log.records, f'{model}/{batch}'))
@@ -136,18 +139,23 @@ def write(size: plan.Size, log: processes.Log, synthetic: bool, quick: bool,
     versions |= record.get('found', {}).get('versions', {})
   for chosen in ('precision', 'operations'):  # Of one mode, whose summary has them.
     versions.pop(chosen, None)
+  layers = {r['mode']: r['found']['gflops'] for r in records
+            if r['task'] == 'layers' and 'found' in r}
   products = next((r['found']['gflops'] for r in records
                    if r['task'] == 'products' and 'found' in r), None)
   medians = {setting: summary.medians(records, setting) for setting in found['speed']}
   results = {
       'synthetic': synthetic, 'machine': machine(), 'versions': versions,
       'settings': dataclasses.asdict(size), 'targets': targets.targets(found), 'summary': found,
+      'layers': layers,
       'limits': limits.limits(products, medians, size.train_examples) if products else {},
       'measurements': records}
   official = not (quick or synthetic)
   folder = HERE if official else work
   (folder / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
   chart.draw(folder / 'chart.png', results)
+  if len(layers) == 2:
+    chart.draw_layers(folder / 'layers.png', layers)
   readme = folder / 'README.md'
   if not official:
     readme.write_text(f'{tables.BEGIN}\n{tables.END}\n')
@@ -189,8 +197,9 @@ def main() -> None:
       if spec['mode'] not in wanted or spec.get('model', 'cnn') not in models or log.done(spec):
         continue
       began = time.perf_counter()
-      if spec['task'] == 'products':
-        record = {**spec, **processes.worker('products.py', 'ours', '{}', work, envs)}
+      if spec['task'] in ('products', 'layers'):
+        script = 'products.py' if spec['task'] == 'products' else f'layers_{spec["library"]}.py'
+        record = {**spec, **processes.worker(script, spec['library'], '{}', work, envs)}
       elif spec['task'] == 'time_to' and spec['library'] == 'ours':
         record = processes.command_line(spec, name, args.data_dir, work)
       else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import plan
+
 Summary = Mapping[str, Any]
 
 
@@ -25,9 +27,17 @@ def _to_accuracy(summary: Summary, accuracy: str) -> float | None:
   return min(theirs) / ours['median'] if ours and theirs else None
 
 
-def _memory(summary: Summary, library: str) -> float | None:
-  """Peak memory of the library's leanest mode over ours, training `cnn` at batch 128."""
-  modes = summary['speed'].get('cnn/128', {}).get('modes', {})
+def _float32(summary: Summary, setting: str) -> float | None:
+  """How much faster an epoch is than in the best mode of a peer, all in float32, by medians."""
+  modes = summary['speed'].get(setting, {}).get('modes', {})
+  seconds = {mode: modes[mode]['epoch_seconds']['median'] for mode in plan.FLOAT32 if mode in modes}
+  theirs = [value for mode, value in seconds.items() if plan.MODES[mode].library in plan.PEERS]
+  return min(theirs) / seconds['ours_float32'] if theirs and 'ours_float32' in seconds else None
+
+
+def _memory(summary: Summary, model: str, library: str) -> float | None:
+  """Peak memory of the library's leanest mode over ours, training at batch 128."""
+  modes = summary['speed'].get(f'{model}/128', {}).get('modes', {})
   theirs = [n['peak_mb']['median'] for mode, n in modes.items()
             if mode.split('_')[0] == library]
   return min(theirs) / modes['ours']['peak_mb']['median'] if theirs and 'ours' in modes else None
@@ -51,24 +61,25 @@ def targets(summary: Summary) -> list[dict[str, Any]]:
     Dicts of `what`, `at_least`, `aim`, `reached` (None: not measured), `verdict` ('aim',
     'at least', 'missed', 'not measured').
   """
-  rows = (
-      ('`cnn` epoch against the best mode of the best peer', 1.2, 2.0,
-       _times_faster(summary, 'cnn/128', 'best peer')),
-      ('`cnn` epoch against plain Flax', 6.0, 11.0, _times_faster(summary, 'cnn/128', 'flax')),
-      ('`mlp` epoch against the best peer', 2.0, 4.0,
-       _times_faster(summary, 'mlp/128', 'best peer')),
-      ('`cnn_blocks` epoch against the best peer', 1.2, 2.0,
-       _times_faster(summary, 'cnn_blocks/128', 'best peer')),
-      ('inference, images a second, `cnn`, best peer', 1.2, 2.0,
-       _times_faster(summary, 'cnn/128', 'best peer', 'inference')),
-      ('process start to 90 % validation accuracy, `cnn`, warm cache', 1.5, 3.0,
-       _to_accuracy(summary, '0.9')),
-      ('process start to 91.5 % validation accuracy, `cnn`, warm cache', 1.5, 3.0,
-       _to_accuracy(summary, '0.915')),
-      ('peak memory, `cnn`: Keras\'s over ours', 1.0, 1.0, _memory(summary, 'keras')),
-      ('peak memory, `cnn`: PyTorch\'s over ours', None, 1.0, _memory(summary, 'torch')),
-      ('accuracy after the same epochs not below the peers\' (1: yes)', 1.0, 1.0,
-       _accuracy(summary)))
+  epoch = lambda model: _times_faster(summary, f'{model}/128', 'best peer')
+  deep = ('cnn_deep', 'resnet')
+  rows = [(f'`{model}` epoch against the best mode of the best peer', low, aim, epoch(model))
+          for model, low, aim in (('cnn', 1.8, 2.5), *((m, 1.2, 1.8) for m in deep),
+                                  ('cnn_blocks', 1.6, 2.2), ('cnn_dropout', 1.6, 2.2),
+                                  ('mlp', 2.3, 4.0))]
+  rows += [(f'`{model}` epoch in float32 against the best float32 mode', 1.2, 1.6,
+            _float32(summary, f'{model}/128')) for model in plan.CNNS]
+  rows += [('`cnn` epoch against plain Flax', 6.0, 11.0, _times_faster(summary, 'cnn/128', 'flax'))]
+  rows += [(f'inference, images a second, `{model}`, best peer', 1.2, 2.0,
+            _times_faster(summary, f'{model}/128', 'best peer', 'inference'))
+           for model in ('mlp', *plan.CNNS)]
+  rows += [(f'process start to {100 * accuracy:g} % validation accuracy, `cnn`, warm cache', 3.0,
+            4.0, _to_accuracy(summary, str(accuracy))) for accuracy in plan.TARGET_ACCURACIES]
+  rows += [('peak memory, `cnn`: Keras\'s over ours', 1.0, 1.0, _memory(summary, 'cnn', 'keras'))]
+  rows += [(f'peak memory, `{model}`: PyTorch\'s over ours', 1.0, 1.1,
+            _memory(summary, model, 'torch')) for model in ('mlp', *plan.CNNS)]
+  rows += [('accuracy after the same epochs not below the peers\' (1: yes)', 1.0, 1.0,
+            _accuracy(summary))]
   return [{'what': what, 'at_least': low, 'aim': aim, 'reached': reached,
            'verdict': _verdict(reached, low, aim)} for what, low, aim, reached in rows]
 

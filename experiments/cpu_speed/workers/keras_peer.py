@@ -16,7 +16,26 @@ import tensorflow as tf
 from keras import layers
 
 
+def _conv_norm(channels: int, size: int = 3, strides: int = 1) -> list[layers.Layer]:
+  return [layers.Conv2D(channels, size, strides, padding='same', use_bias=False),
+          layers.BatchNormalization(momentum=0.9, epsilon=1e-5)]
+
+
+def _residual_network() -> keras.Model:
+  after = lambda x, *several: keras.Sequential(several)(x)
+  images = keras.Input((28, 28, 1))
+  x = after(images, *_conv_norm(16), layers.ReLU())
+  for channels, strides in ((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1)):
+    y = after(x, *_conv_norm(channels, 3, strides), layers.ReLU(), *_conv_norm(channels))
+    if strides != 1:
+      x = after(x, *_conv_norm(channels, 1, strides))
+    x = layers.ReLU()(layers.Add()([x, y]))
+  return keras.Model(images, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+
+
 def _network(model: str) -> keras.Model:
+  if model == 'resnet':
+    return _residual_network()
   inputs = [keras.Input((28, 28, 1))]
   if model == 'mlp':
     body = [layers.Flatten(), layers.Dense(128, 'relu'), layers.Dense(10)]
@@ -24,12 +43,21 @@ def _network(model: str) -> keras.Model:
     body = [layers.Conv2D(32, 3, activation='relu'), layers.MaxPooling2D(),
             layers.Conv2D(64, 3, activation='relu'), layers.MaxPooling2D(),
             layers.Flatten(), layers.Dense(128, 'relu'), layers.Dense(10)]
+  elif model == 'cnn_dropout':
+    body = [layers.Conv2D(64, 3, activation='relu'), layers.MaxPooling2D(), layers.Dropout(0.25),
+            layers.Conv2D(128, 3, activation='relu'), layers.MaxPooling2D(), layers.Dropout(0.4),
+            layers.Conv2D(256, 3, activation='relu'), layers.Flatten(),
+            layers.Dense(128, 'relu'), layers.Dropout(0.3), layers.Dense(10)]
+  elif model == 'cnn_deep':
+    body = []
+    for channels, rate in ((16, 0.1), (32, 0.1), (64, 0.2)):
+      body += [*_conv_norm(channels), layers.ReLU(), *_conv_norm(channels), layers.ReLU(),
+               layers.MaxPooling2D(), layers.Dropout(rate)]
+    body += [layers.Flatten(), layers.Dense(128, 'relu'), layers.Dropout(0.3), layers.Dense(10)]
   else:
     body = []
     for channels in (32, 64, 128):
-      body += [layers.Conv2D(channels, 3, padding='same', use_bias=False),
-               layers.BatchNormalization(momentum=0.9, epsilon=1e-5), layers.ReLU(),
-               layers.MaxPooling2D()]
+      body += [*_conv_norm(channels), layers.ReLU(), layers.MaxPooling2D()]
     body += [layers.Flatten(), layers.Dense(128, 'relu'), layers.Dropout(0.3), layers.Dense(10)]
   return keras.Sequential(inputs + body)
 

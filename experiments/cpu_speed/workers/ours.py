@@ -31,7 +31,8 @@ MODELS = {
                                pool=(2, 2, 2), batch_norm=True, dropout=(0.1, 0.1, 0.2),
                                dense=(128,), dense_dropout=0.3),
     'cnn_dropout': config_lib.CNN(channels=(64, 128, 256), pool=(2, 2, 0),
-                                  dropout=(0.25, 0.4, 0.0), dense=(128,), dense_dropout=0.3)}
+                                  dropout=(0.25, 0.4, 0.0), dense=(128,), dense_dropout=0.3),
+    'resnet': config_lib.ResNet(channels=(16, 32, 64), blocks=2)}
 
 
 class Ours:

@@ -18,6 +18,22 @@ from torch import nn
 from torch.nn import functional
 
 
+class _Residual(nn.Module):
+  """relu(x + two convolutions of x), with BatchNorm."""
+
+  def __init__(self, inputs: int, outputs: int, stride: int):
+    super().__init__()
+    conv = lambda size, before, step: (
+        nn.Conv2d(before, outputs, size, step, padding=size // 2, bias=False),
+        nn.BatchNorm2d(outputs))
+    self.body = nn.Sequential(*conv(3, inputs, stride), nn.ReLU(), *conv(3, outputs, 1))
+    same = (inputs, stride) == (outputs, 1)
+    self.shortcut = nn.Identity() if same else nn.Sequential(*conv(1, inputs, stride))
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    return functional.relu(self.body(x) + self.shortcut(x))
+
+
 def _network(model: str) -> nn.Sequential:
   if model == 'mlp':
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -26,6 +42,11 @@ def _network(model: str) -> nn.Sequential:
         nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU(),
         nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 10))
   layers: list[nn.Module] = []
+  if model == 'resnet':
+    layers = [nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    for inputs, outputs, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+      layers += [_Residual(inputs, outputs, stride), _Residual(outputs, outputs, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
   if model == 'cnn_deep':
     inputs = 1
     for outputs, rate in ((16, 0.1), (32, 0.1), (64, 0.2)):
