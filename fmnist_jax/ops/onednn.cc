@@ -322,7 +322,7 @@ memory Wrap(const memory::desc& md, const void* data) {
 
 void Forward(ffi::ThreadPool& pool, const Shape& s, Kind kind, const void* x, const float* w,
              const float* bias, const void* add, void* y) {
-  const int64_t parts = PartsOf(s.n, 8), n = s.n / parts;
+  const int64_t parts = PartsOf(s.n, 16), n = s.n / parts;
   const auto p = PrimitiveFor(kind, s, n);
   const memory weights = Reordered(Weights(s), w, p->weights);
   ForEach(pool, parts, [&](int64_t part) {
@@ -341,7 +341,7 @@ void Forward(ffi::ThreadPool& pool, const Shape& s, Kind kind, const void* x, co
 }
 
 void BackwardData(ffi::ThreadPool& pool, const Shape& s, const void* dy, const float* w, void* dx) {
-  const int64_t parts = PartsOf(s.n, 8), n = s.n / parts;
+  const int64_t parts = PartsOf(s.n, 16), n = s.n / parts;
   const auto p = PrimitiveFor({Kind::kData}, s, n);
   const memory weights = Reordered(Weights(s), w, p->weights);
   ForEach(pool, parts, [&](int64_t part) {
