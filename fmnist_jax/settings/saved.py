@@ -12,11 +12,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from fmnist_jax.errors import ConfigError
+from fmnist_jax.errors import ConfigError, UnknownPartError
 from fmnist_jax.settings.fields import (
     Section,
     base_of,
     declared,
+    default_of,
     fields_of,
     holds_sections,
     is_section,
@@ -74,9 +75,9 @@ def kind_called(place: str, name: Any, base: type) -> type:
     found = vars(found).get(part) if hasattr(found, '__dict__') else None
   if isinstance(found, type) and dataclasses.is_dataclass(found) and issubclass(found, base):
     return found
-  raise ConfigError(f'{place}.type is {shown(name)}, which is not known here: give the config file '
-                    'that defines it with --config=FILE, or its module with --import='
-                    f'{module[:80]} (in Python, import it first).')
+  raise UnknownPartError(f'{place}.type is {shown(name)}, which is not known here: give the config '
+                         'file that defines it with --config=FILE, or its module with --import='
+                         f'{module[:80]} (in Python, import it first).')
 
 
 def to_json(section: Any) -> dict[str, Any]:
@@ -143,10 +144,9 @@ def _section(place: str, value: Any, base: Any) -> Any:
 
 
 def _is_no_setting(hint: Any, field: dataclasses.Field) -> bool:
-  default = None if field.default is dataclasses.MISSING else field.default
-  has_default = default is not None or field.default_factory is not dataclasses.MISSING
-  return (has_default and kind_of(hint, default) is None
-          and not is_section_type(hint) and not is_sections_type(hint))
+  default = default_of(field)
+  return (default is not dataclasses.MISSING and kind_of(hint, default) is None
+          and not is_section(default) and not is_section_type(hint) and not is_sections_type(hint))
 
 
 def differences(a: Any, b: Any, ignored: collections.abc.Collection[str] = ()) -> list[str]:
