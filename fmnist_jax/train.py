@@ -13,11 +13,12 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, models, ops, processes, sharding
+from fmnist_jax import data, machine, ops, parts, processes, sharding
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DataError
 from fmnist_jax.interrupt import Signals, Unwatched
+from fmnist_jax.optimizers import Horizon
 from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.storage.workdir import Workdir
 from fmnist_jax.trainer import Trainer
@@ -106,7 +107,8 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
     config, directory, dataset = load(config, directory)
   else:
     dataset = data.deal(config.data, dataset)
-  models.check_fits(config.model, dataset.image_shape, dataset.num_classes)
+  parts.check(config, dataset.image_shape, dataset.num_classes,
+              Horizon(len(dataset.train) // config.data.batch_size, config.train.epochs))
   mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
   machine.check_deterministic(config.train.deterministic)
   resident = data.is_resident(config.data.residency, dataset.train_bytes)
