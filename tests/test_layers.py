@@ -8,7 +8,8 @@ import fmnist_jax
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
     ('errors', 'interrupt', 'locks'),
-    ('machine', 'settings', 'storage.readback', 'metrics', 'step', 'processes'),
+    ('machine',),
+    ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
     ('ops',),
     ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
     ('storage.manifest', 'data', 'progress', 'report'),

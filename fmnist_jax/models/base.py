@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import os
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmnist_jax import settings
+from fmnist_jax import machine, settings
 from fmnist_jax.errors import ConfigError, UserError, told
 
 
@@ -121,7 +120,7 @@ def check_fits(model: Any, image_shape: tuple[int, int, int], num_classes: int) 
       raise ConfigError(f'The model {name} gives {found} for two images; it must give floating '
                         f'point logits [2, {num_classes}], one for each class.')
   size = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  memory = machine.memory()
   # Weights, their gradient, and as much again for the step that changes them.
   if 4 * size > memory:
     raise ConfigError(f'The model has {size // 4:,} weights, too many for training in the '
