@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 from absl import logging
 from jax.sharding import Mesh
 
@@ -35,10 +36,11 @@ def resolve(config: config_lib.Config, platform: str, resident: bool,
     devices: how many there are.
   """
   chosen = {}
+  bare = isinstance(config.model, nn.Module)  # It computes as it was written: nobody tells it how.
   if config.train.operations == 'auto':
-    chosen['train.operations'] = ops.default_implementation(platform, devices)
+    chosen['train.operations'] = 'native' if bare else ops.default_implementation(platform, devices)
   if config.train.precision == 'auto':
-    chosen['train.precision'] = ops.default_precision(platform)
+    chosen['train.precision'] = 'float32' if bare else ops.default_precision(platform)
   if config.data.residency == 'auto':
     chosen['data.residency'] = 'resident' if resident else 'streamed'
   return config_lib.replace(config, chosen)

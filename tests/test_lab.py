@@ -353,6 +353,37 @@ def test_a_module_that_cannot_be_trained_gets_one_sentence(tmp_path, model, says
   assert '\n' not in str(caught.value)
 
 
+def test_of_a_bare_module_no_precision_is_claimed_that_it_does_not_have():
+  own = dataclasses.replace(fmnist_jax.Config(), model=Net())
+  resolved = train.resolve(own, 'cpu', resident=True).train
+  assert (resolved.precision, resolved.operations) == ('float32', 'native')
+  asked = config_lib.replace(own, {'train.precision': 'bfloat16'})
+  assert train.resolve(asked, 'cpu', resident=True).train.precision == 'bfloat16'
+
+
+def test_what_a_script_defines_is_named_so_that_others_can_import_it(tmp_path):
+  (tmp_path / 'script.py').write_text(
+      'import flax.linen as nn\nimport fmnist_jax\n'
+      'class Own(nn.Module):\n'
+      '  @nn.compact\n'
+      '  def __call__(self, images, *, train):\n'
+      '    return nn.Dense(10)(images.reshape(len(images), -1))\n'
+      'if __name__ == "__main__":\n'
+      '  fmnist_jax.report.write = lambda *_, **__: None  # It takes long.\n'
+      '  config = fmnist_jax.config_file.load("smoke", ["train.epochs=1"])\n'
+      '  config.model = Own()\n'
+      '  fmnist_jax.train_and_evaluate(config, "run")\n'
+      '  assert type(fmnist_jax.load_run("run").config.model) is Own\n')
+  env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
+  process = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, text=True,
+                           capture_output=True)
+  assert process.returncode == 0, process.stderr
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert saved['model'] == {'type': 'script:Own'}
+  code, _, err = run('evaluate', '--workdir=run', '--import=script', cwd=tmp_path)
+  assert (code, err) == (0, '')
+
+
 def test_what_a_config_cannot_hold_is_refused():
   with pytest.raises(ConfigError, match=r'model.activation is .* which a config cannot hold'):
     config_lib.validate(bare(Net(activation=lambda x: x)))

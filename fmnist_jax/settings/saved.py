@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
+import pathlib
 import sys
 import typing
 from collections.abc import Mapping
@@ -33,9 +34,17 @@ from fmnist_jax.settings.fields import (
 
 def kind_name(section_type: type) -> str:
   """'CNN' for a section of this library's own, 'lab.mixer:Mixer' for another's."""
-  if section_type.__module__.split('.')[0] == __name__.split('.')[0]:
+  module = section_type.__module__
+  if module.split('.')[0] == __name__.split('.')[0]:
     return section_type.__qualname__
-  return f'{section_type.__module__}:{section_type.__qualname__}'
+  return f'{_main_name() if module == "__main__" else module}:{section_type.__qualname__}'
+
+
+def _main_name() -> str:
+  """The name by which another program can import the one that runs, if it has one."""
+  main = sys.modules['__main__']
+  spec, file = getattr(main, '__spec__', None), getattr(main, '__file__', None)
+  return spec.name if spec else pathlib.Path(file).stem if file else '__main__'
 
 
 def kinds(base: type) -> dict[str, type]:
@@ -70,7 +79,7 @@ def kind_called(place: str, name: Any, base: type) -> type:
   if not isinstance(name, str) or ':' not in name:
     raise ConfigError(f'{place}.type is {shown(name)}; it must be one of {names(base)}.')
   module, _, path = name.partition(':')
-  found: Any = sys.modules.get(module)
+  found: Any = sys.modules.get('__main__' if module == _main_name() else module)
   for part in path.split('.'):
     found = vars(found).get(part) if hasattr(found, '__dict__') else None
   if isinstance(found, type) and dataclasses.is_dataclass(found) and issubclass(found, base):
