@@ -23,12 +23,12 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
                       help='where compare.md, compare.json and forest.png go (default: compare)')
   args = parser.parse_args(argv)
   from fmnist_jax.population import comparison, summary
-  found = comparison.compare(args.workdirs, args.output)
-  print(summary.columns(comparison.cells(found['systems'])))
+  compared = comparison.compare(args.workdirs, args.output)
+  print(summary.columns(comparison.cells(compared['systems'])))
   print()
-  for entry in found['differences']:
+  for entry in compared['differences']:
     print(entry['words'])
-  print(f'\n{comparison.notes(found["systems"])}')
+  print(f'\n{comparison.notes(compared["systems"])}')
   print(f'wrote {pathlib.Path(args.output) / "compare.md"}, compare.json and forest.png')
 
 

@@ -161,7 +161,7 @@ def describe(config: config_lib.Config) -> str:
   lines = []
   fill = lambda text: textwrap.fill(text, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
   for name, value, field in config_lib.leaves(config):
-    choices = ', '.join(field.limits.choices)
+    choices = ', '.join(map(str, field.limits.choices))
     text = field.limits.help + (f' [{choices}]' if choices else '')
     shown = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
     lines.append(f'  --config.{name}={shown or "()" if isinstance(value, tuple) else shown}')

@@ -3,6 +3,11 @@
 Entry points print the message and exit non-zero; nothing below them catches these.
 """
 
+import pathlib
+import traceback
+
+_PACKAGE = str(pathlib.Path(__file__).parent)
+
 
 class UserError(Exception):
   """Something the user asked for cannot be done; the message says why and what to do.
@@ -17,6 +22,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
   """A config file, field or override is wrong."""
+
+
+class UnknownPartError(ConfigError):
+  """A config.json names a part of somebody's own that is not loaded."""
 
 
 class DataError(UserError):
@@ -37,3 +46,12 @@ class DivergenceError(UserError):
 
 class BackendError(UserError):
   """The accelerator or its compiler computes wrongly or lacks what was asked for."""
+
+
+def told(error: BaseException) -> str:
+  """An error of somebody's own code in one line, with the line of that code."""
+  frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+            if 'site-packages' not in frame.filename and not frame.filename.startswith(_PACKAGE)]
+  where = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:300].rstrip(".")}{where}'

@@ -33,8 +33,8 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   config_file.import_parts(args.imports + [args.config] * bool(args.config))
   train = workdir.read_config(args.workdir).train
   machine.setup(deterministic=train.deterministic, compile_cache=train.compile_cache)
-  found = evaluate_run(args.workdir, args.split, args.checkpoint, args.data_dir)
-  print(report.classification_table(found))
+  results = evaluate_run(args.workdir, args.split, args.checkpoint, args.data_dir)
+  print(report.classification_table(results))
   print(f'wrote {pathlib.Path(args.workdir) / f"results-{args.split}-{args.checkpoint}.json"}')
 
 

@@ -108,29 +108,29 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
 
 
 def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
-          found: dict[str, Any], probabilities: np.ndarray, *, with_report: bool) -> None:
+          results: dict[str, Any], probabilities: np.ndarray, *, with_report: bool) -> None:
   """Writes predictions, report and, last because it marks the run as finished, results.json.
 
   Args:
     directory: of the run, its history complete.
     config: of the run.
     dataset: what it was trained on.
-    found: `results(...)`.
+    results: `results(...)`.
     probabilities: float32 [N, K].
     with_report: whether to write report/ too.
   """
-  split, content = split_of(dataset, found['split']), io.BytesIO()
+  split, content = split_of(dataset, results['split']), io.BytesIO()
   np.savez(content, probabilities=probabilities, labels=split.labels)
   files.write_bytes(directory.path / 'predictions.npz', content.getvalue())
   if with_report:
     images, _ = split.arrays()
     shown = np.arange(min(1000, len(dataset.train)))
-    report.write(directory.path, history=directory.history.read(), results=found,
+    report.write(directory.path, history=directory.history.read(), results=results,
                  probabilities=probabilities, labels=split.labels, images=images,
                  train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
                  class_names=dataset.class_names, config=config_lib.to_json(config),
                  validation_labels=dataset.validation.labels if dataset.validation else None)
-  files.write_json(directory.path / 'results.json', found)
+  files.write_json(directory.path / 'results.json', results)
 
 
 def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,
@@ -201,8 +201,8 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   seconds = {'data': loaded - began, 'compile': compiling,
              'train': run.progress['seconds']['train'],
              'evaluate': time.perf_counter() - loaded - compiling}
-  found = results(described=described, split=split, probabilities=probabilities,
-                  labels=chosen.labels, parameters=run.parameters, progress=run.progress,
-                  train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
-  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', found)
-  return found
+  measured = results(described=described, split=split, probabilities=probabilities,
+                     labels=chosen.labels, parameters=run.parameters, progress=run.progress,
+                     train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
+  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', measured)
+  return measured

@@ -280,6 +280,16 @@ def cache_root() -> pathlib.Path:
 
 
 @functools.cache
+def memory() -> int:
+  """Bytes of main memory."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def cores() -> int:
+  """How many CPU cores this process may use."""
+  return len(os.sched_getaffinity(0))
+
+
 def processor() -> str:
   """Twelve hex digits of what decides which instructions compiled programs may use."""
   described = f'{platform.machine()} {platform.processor()}'

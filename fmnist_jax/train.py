@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, models, ops, processes, sharding
+from fmnist_jax import data, machine, ops, parts, processes, sharding
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DataError
 from fmnist_jax.interrupt import Signals, Unwatched
+from fmnist_jax.optimizers import Horizon
 from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.storage.workdir import Workdir
 from fmnist_jax.trainer import Trainer
@@ -34,10 +36,11 @@ def resolve(config: config_lib.Config, platform: str, resident: bool,
     devices: how many there are.
   """
   chosen = {}
+  bare = isinstance(config.model, nn.Module)  # It computes as it was written: nobody tells it how.
   if config.train.operations == 'auto':
-    chosen['train.operations'] = ops.default_implementation(platform, devices)
+    chosen['train.operations'] = 'native' if bare else ops.default_implementation(platform, devices)
   if config.train.precision == 'auto':
-    chosen['train.precision'] = ops.default_precision(platform)
+    chosen['train.precision'] = 'float32' if bare else ops.default_precision(platform)
   if config.data.residency == 'auto':
     chosen['data.residency'] = 'resident' if resident else 'streamed'
   return config_lib.replace(config, chosen)
@@ -106,7 +109,8 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
     config, directory, dataset = load(config, directory)
   else:
     dataset = data.deal(config.data, dataset)
-  models.check_fits(config.model, dataset.image_shape, dataset.num_classes)
+  parts.check(config, dataset.image_shape, dataset.num_classes,
+              Horizon(len(dataset.train) // config.data.batch_size, config.train.epochs))
   mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
   machine.check_deterministic(config.train.deterministic)
   resident = data.is_resident(config.data.residency, dataset.train_bytes)

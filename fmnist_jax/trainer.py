@@ -267,11 +267,11 @@ class Trainer:
 
   def show(self, taken: int, sums: step.Sums) -> None:
     """Waits for a dispatch, checks its numbers and moves the bar."""
-    found = jax.device_get(sums)
-    self.check(found)
-    count = max(np.sum(found.count), 1)
+    on_host = jax.device_get(sums)
+    self.check(on_host)
+    count = max(np.sum(on_host.count), 1)
     self.console.update(taken, self.progress.epoch + 1, self.config.train.epochs,
-                        np.sum(found.loss) / count, np.sum(found.correct) / count)
+                        np.sum(on_host.loss) / count, np.sum(on_host.correct) / count)
 
   def finish_epoch(self, images_per_second: float) -> None:
     """The barrier: measure, decide, write the record, save."""

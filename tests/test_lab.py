@@ -1,11 +1,13 @@
 """A group's package outside the library: `lab/` has a part of its own for every section."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -116,6 +118,7 @@ def test_without_its_parts_one_sentence_says_what_to_give(whole, tmp_path, comma
   assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
   assert "data.type is 'lab.parts:Patterns'" in err and '--import=lab.parts' in err
   assert 'Traceback' not in out + err and not list(tmp_path.iterdir())
+  assert 'this version' not in err and 'another --workdir' not in err  # Nothing is wrong with it.
 
 
 def test_it_is_compared_by_what_it_wrote(whole, tmp_path):
@@ -195,7 +198,8 @@ def test_its_settings_are_checked_and_overridden_like_ours():
   for override, says in (('model.width=0', 'model.width is 0; it must be at least 1'),
                          ('model.widht=8', "did you mean 'model.width'"),
                          ('model.skip=x', "model.skip is 'x'; it must be a number"),
-                         ('data.noise=300', 'at most 255'), ('loss=Hinge', 'CrossEntropy, lab')):
+                         ('data.noise=300', 'at most 255'),
+                         ('loss=Hinge', 'CrossEntropy, .*lab.parts:Focal')):
     with pytest.raises(ConfigError, match=says):
       config_file.load(CONFIG, [override])
 
@@ -248,6 +252,41 @@ def test_fields_of_a_flax_module_are_overridden_as_well_as_refused():
       ('model.name=x', 'There is no config field'), ('model.parent=x', 'There is no config field')):
     with pytest.raises(ConfigError, match=says):
       settings.override(config, override)
+
+
+class Typical(nn.Module):
+  """Fields as they stand in Flax modules."""
+  norm: Any = None
+  inner: nn.Module | None = None
+  strides: tuple[tuple[int, int], ...] = ((1, 1), (2, 2))
+  options: dict = dataclasses.field(default_factory=dict)
+  sizes: list[int] = dataclasses.field(default_factory=lambda: [3, 4])
+  pool: Literal['max', 'mean'] = 'max'
+  width: int = 16
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize('changes', [
+    [], ['model.width=3'], ['model.sizes=5,6', 'model.pool=mean'], [f'model={__name__}:Typical']])
+def test_what_is_no_setting_keeps_its_default_through_overrides_and_files(changes):
+  config = bare(Typical())
+  for change in changes:
+    config = settings.override(config, change)
+  config = config_lib.validate(config)
+  again = config_lib.from_json(json.loads(json.dumps(config_lib.to_json(config))))
+  assert again.model == config.model
+
+
+def test_what_is_no_setting_cannot_be_lost_unseen():
+  with pytest.raises(ConfigError, match=r'model.options is .* which a config cannot hold'):
+    config_lib.validate(bare(Typical(options={'a': 1})))
+  with pytest.raises(ConfigError, match=r'model.strides is .* which a config cannot hold'):
+    config_lib.validate(bare(Typical(strides=((1, 1), (1, 1)))))
+  with pytest.raises(ConfigError, match=r"model.pool is 'min'; it must be one of max, mean"):
+    config_lib.validate(settings.override(bare(Typical()), 'model.pool=min'))
 
 
 class NoTrain(nn.Module):
@@ -312,6 +351,37 @@ def test_a_module_that_cannot_be_trained_gets_one_sentence(tmp_path, model, says
   with pytest.raises(ConfigError, match=says) as caught:
     fmnist_jax.train_and_evaluate(bare(model), tmp_path / 'run')
   assert '\n' not in str(caught.value)
+
+
+def test_of_a_bare_module_no_precision_is_claimed_that_it_does_not_have():
+  own = dataclasses.replace(fmnist_jax.Config(), model=Net())
+  resolved = train.resolve(own, 'cpu', resident=True).train
+  assert (resolved.precision, resolved.operations) == ('float32', 'native')
+  asked = config_lib.replace(own, {'train.precision': 'bfloat16'})
+  assert train.resolve(asked, 'cpu', resident=True).train.precision == 'bfloat16'
+
+
+def test_what_a_script_defines_is_named_so_that_others_can_import_it(tmp_path):
+  (tmp_path / 'script.py').write_text(
+      'import flax.linen as nn\nimport fmnist_jax\n'
+      'class Own(nn.Module):\n'
+      '  @nn.compact\n'
+      '  def __call__(self, images, *, train):\n'
+      '    return nn.Dense(10)(images.reshape(len(images), -1))\n'
+      'if __name__ == "__main__":\n'
+      '  fmnist_jax.report.write = lambda *_, **__: None  # It takes long.\n'
+      '  config = fmnist_jax.config_file.load("smoke", ["train.epochs=1"])\n'
+      '  config.model = Own()\n'
+      '  fmnist_jax.train_and_evaluate(config, "run")\n'
+      '  assert type(fmnist_jax.load_run("run").config.model) is Own\n')
+  env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
+  process = subprocess.run([sys.executable, 'script.py'], cwd=tmp_path, env=env, text=True,
+                           capture_output=True)
+  assert process.returncode == 0, process.stderr
+  saved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert saved['model'] == {'type': 'script:Own'}
+  code, _, err = run('evaluate', '--workdir=run', '--import=script', cwd=tmp_path)
+  assert (code, err) == (0, '')
 
 
 def test_what_a_config_cannot_hold_is_refused():

@@ -8,12 +8,14 @@ import fmnist_jax
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
     ('errors', 'interrupt', 'locks'),
-    ('machine', 'settings', 'storage.readback', 'metrics', 'step', 'processes'),
+    ('machine',),
+    ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
     ('ops',),
     ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
     ('storage.manifest', 'data', 'progress', 'report'),
     ('config',),
-    ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'population.plan'),
+    ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'parts',
+     'population.plan'),
     ('trained_model', 'population.stacked', 'command'),
     ('evaluation', 'population.summary'),
     ('equipment', 'population.comparison'),

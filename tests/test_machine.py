@@ -223,3 +223,11 @@ def test_the_longest_unused_go_first_and_leftovers_go_always(tmp_path):
   assert cache.get('d') == bytes(68)  # Used now.
   machine._shrink(tmp_path, 250)
   assert sorted(os.listdir(cache._path)) == [f'.{os.getpid()}-ab', 'a', 'd']
+
+
+def test_what_the_machine_has_is_asked_in_one_place():
+  asked = ('SC_PHYS_PAGES', 'sched_getaffinity', 'cpu_count')
+  package = pathlib.Path(machine.__file__).parent
+  asking = {path.name for path in package.rglob('*.py')
+            if any(word in path.read_text() for word in asked)}
+  assert asking == {'machine.py'}

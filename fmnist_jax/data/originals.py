@@ -120,11 +120,11 @@ def verified(original: Original, folder: str) -> Files:
   """
   paths = []
   for i, file in enumerate(FILES):
-    found = path(folder, file)
-    if found is None:
+    place = path(folder, file)
+    if place is None:
       raise DataError(f'{folder} lacks {file}.gz; put all four {original.title} files there.')
-    check(original, i, found)
-    paths.append(found)
+    check(original, i, place)
+    paths.append(place)
   return Files(original, tuple(paths))
 
 
@@ -137,15 +137,15 @@ def check(original: Original, i: int, path: str) -> None:
 def _genuine(original: Original, i: int, path: str) -> np.ndarray:
   """File `i` of a data set, unpacked; raises DataError unless it is the genuine one."""
   array = idx.read(path, max_bytes=_MAX_BYTES)
-  found = idx.sha256(array)
-  if found == original.sha256[i]:
+  digest = idx.sha256(array)
+  if digest == original.sha256[i]:
     return array
   for other in ORIGINALS.values():
-    if found in other.sha256:
+    if digest in other.sha256:
       what = (f'{other.title}, not {original.title}' if other is not original else
-              f'the file {FILES[other.sha256.index(found)]} under another name')
+              f'the file {FILES[other.sha256.index(digest)]} under another name')
       raise DataError(f'{path} is {what}; put the real {FILES[i]}.gz there.')
-  raise DataError(f'{path} is not the published {original.title} file (SHA-256 {found[:16]}... '
+  raise DataError(f'{path} is not the published {original.title} file (SHA-256 {digest[:16]}... '
                   f'in place of {original.sha256[i][:16]}...); fetch it again.')
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fmnist_jax import settings
 from fmnist_jax.data import splits
 from fmnist_jax.data.dataset import Dataset
-from fmnist_jax.errors import DataError
+from fmnist_jax.errors import DataError, UserError, told
 
 CLEAN_TRAIN_EXAMPLES = 5000
 # A training set up to this size is kept on the device. Where the device says how much memory it
@@ -26,7 +27,17 @@ def load(source: Any) -> Dataset:
     DataUnavailable: when it is nowhere to be had; the message says what was tried.
     DataError: when it is damaged, or not what it claims to be.
   """
-  return deal(source, source.load())
+  name = f'The data source {settings.kind_name(type(source))}'
+  try:
+    dataset = source.load()
+  except UserError:
+    raise
+  except Exception as error:
+    raise DataError(f'{name} could not be loaded: {told(error)}.') from error
+  if not isinstance(dataset, Dataset):
+    raise DataError(f'{name} loads a {type(dataset).__name__}; load() must return a '
+                    'fmnist_jax.Dataset, such as Dataset.of_arrays(name, images, labels).')
+  return deal(source, dataset)
 
 
 def deal(source: Any, dataset: Dataset) -> Dataset:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import os
-import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fmnist_jax import settings
-from fmnist_jax.errors import ConfigError
+from fmnist_jax import machine, settings
+from fmnist_jax.errors import ConfigError, UserError, told
 
 
 class Compute(NamedTuple):
@@ -65,70 +63,80 @@ def build(model: Any, num_classes: int, compute: Compute) -> nn.Module:
   return model if isinstance(model, nn.Module) else model.build(num_classes, compute)
 
 
-def check_fits(model: Any, image_shape: tuple[int, int, int], num_classes: int) -> None:
+def check_fits(model: Any, image_shape: tuple[int, int, int], num_classes: int) -> Any:
   """Builds a model for images of a shape, without computing anything.
+
+  Returns:
+    Its parameters, as `jax.ShapeDtypeStruct`s.
 
   Raises:
     ConfigError: when it does not fit them, is no module that this library can train, or is too
       large to train here.
   """
-  if not isinstance(model, nn.Module):
-    model.check(image_shape)
   name = settings.kind_name(type(model))
   try:
+    if not isinstance(model, nn.Module):
+      model.check(image_shape)
     module = build(model, num_classes, Compute())
     accepts = inspect.signature(type(module).__call__).parameters.values()
+  except UserError:
+    raise
   except Exception as error:
-    raise ConfigError(f'The model {name} cannot be built: {_told(error)}.') from error
+    raise ConfigError(f'The model {name} cannot be built: {told(error)}.') from error
   if not any(p.name == 'train' or p.kind is p.VAR_KEYWORD for p in accepts):
     raise ConfigError(f'The model {name} is called without train=; its __call__ must take '
                       '(images, *, train), train being whether to drop out and the like.')
 
-  def start(images: jax.Array) -> Any:
+  def start(images: jax.Array, values: dict[str, jax.Array]) -> Any:
+    # As when it is compiled: continuous settings are arrays, and it begins with one image.
+    module = build(settings.replace(model, values), num_classes, Compute())
     key = jax.random.key(0)
-    variables = module.init(key, images, train=False)
+    variables = module.init(key, images[:1], train=False)
     others = {kind: values for kind, values in variables.items() if kind != 'params'}
-    _, after = module.apply(variables, images, train=True, rngs={'params': key, 'dropout': key},
-                            mutable=list(others))
-    return variables, module.apply(variables, images, train=False), others, dict(after)
+    trained, after = module.apply(variables, images, train=True,
+                                  rngs={'params': key, 'dropout': key}, mutable=list(others))
+    return variables, (module.apply(variables, images, train=False), trained), others, dict(after)
 
-  variables, logits, *states = _traced(name, start, (2, *image_shape))
+  variables, outputs, *states = _traced(name, start, (2, *image_shape), {
+      key: jax.ShapeDtypeStruct((), jnp.float32) for key in settings.continuous(model)})
   if len({str(jax.tree_util.tree_flatten_with_path(state)) for state in states}) > 1:
     raise ConfigError(f'The model {name} has other variables beside its parameters after a '
-                      'training step than before it; make all of them with train=False too.')
-  if not jax.tree.leaves(dict(variables).get('params', {})):
+                      'training step than before it; make all of them with train=False too, of '
+                      'shapes that do not depend on how many images there are.')
+  params = dict(variables).get('params', {})
+  if not jax.tree.leaves(params):
     raise ConfigError(f'The model {name} has no parameters: there is nothing to train.')
-  shape = getattr(logits, 'shape', None)
-  if shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
-    found = f'{logits.dtype} {list(shape)}' if shape is not None else type(logits).__name__
-    raise ConfigError(f'The model {name} gives {found} for two images; it must give floating point '
-                      f'logits [2, {num_classes}], one for each class.')
+  others = {str(leaf.dtype) for leaf in jax.tree.leaves(params) if leaf.dtype != jnp.float32}
+  if others:
+    raise ConfigError(f'The model {name} has parameters of type {", ".join(sorted(others))}; all '
+                      'must be float32 (param_dtype), whatever it computes with.')
+  if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(states)):
+    raise ConfigError(f'The model {name} has variables that are keys; keep numbers '
+                      '(jax.random.key_data), or draw with self.make_rng(NAME).')
+  for logits in outputs:
+    shape = getattr(logits, 'shape', None)
+    if shape != (2, num_classes) or not jnp.issubdtype(logits.dtype, jnp.floating):
+      found = f'{logits.dtype} {list(shape)}' if shape is not None else type(logits).__name__
+      raise ConfigError(f'The model {name} gives {found} for two images; it must give floating '
+                        f'point logits [2, {num_classes}], one for each class.')
   size = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables))
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  memory = machine.memory()
   # Weights, their gradient, and as much again for the step that changes them.
   if 4 * size > memory:
     raise ConfigError(f'The model has {size // 4:,} weights, too many for training in the '
                       f'{memory / 2**30:.0f} GiB of this machine; make its layers narrower.')
+  return params
 
 
-def _traced(name: str, function: Callable, shape: tuple[int, ...]) -> Any:
+def _traced(name: str, function: Callable, shape: tuple[int, ...], values: Any) -> Any:
   try:
-    return jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32))
+    return jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.float32), values)
   except OverflowError as error:  # Sizes that have more than 64 bits.
     raise ConfigError(f'The model is larger than any machine; make its layers narrower ({error}).'
                       ) from error
   except Exception as error:
     if 'overflow' in str(error).lower() or 'too large' in str(error).lower():
       raise ConfigError('The model is larger than any machine; make its layers narrower '
-                        f'({_told(error)}).') from error
+                        f'({told(error)}).') from error
     raise ConfigError(f'The model {name} does not work for images of shape {list(shape[1:])}: '
-                      f'{_told(error)}.') from error
-
-
-def _told(error: Exception) -> str:
-  """An error of somebody's code in one line, with the line of that code."""
-  frames = [frame for frame in traceback.extract_tb(error.__traceback__)
-            if 'site-packages' not in frame.filename and frame.filename != __file__]
-  where = f' ({frames[-1].filename}, line {frames[-1].lineno})' if frames else ''
-  text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text[:300].rstrip(".")}{where}'
+                      f'{told(error)}.') from error

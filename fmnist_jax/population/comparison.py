@@ -78,12 +78,12 @@ def read(directories: Sequence[str | pathlib.Path]) -> list[System]:
 def row(system: System) -> dict[str, Any]:
   """A system's line of the table: statistics of `summary.summarize`, parameters, seconds a run."""
   class_names = [entry['name'] for entry in system.results['per_class']]
-  found = summary.summarize(system.members, class_names)
+  scores = summary.summarize(system.members, class_names)
   return {'name': system.name, 'dataset': system.results['dataset'],
           'synthetic': system.results['synthetic'], 'split': system.results['split'],
           'examples': system.results['examples'], 'parameters': system.results['parameters'],
-          'seconds_a_run': sum(found['seconds'].values()) / len(system.members),
-          **{name: found[name] for name in ('seeds', *summary.SCORES, 'ensemble')}}
+          'seconds_a_run': sum(scores['seconds'].values()) / len(system.members),
+          **{name: scores[name] for name in ('seeds', *summary.SCORES, 'ensemble')}}
 
 
 def difference(first: System, second: System) -> dict[str, Any]:
@@ -108,8 +108,8 @@ def difference(first: System, second: System) -> dict[str, Any]:
     over_seeds = metrics.paired_difference(left, right)
   if same:
     over_images = metrics.paired_difference(100 * first.correct, 100 * second.correct)
-  as_json = lambda found: None if found is None else {
-      'mean': found.mean, 'half_width': found.half_width, 'values': found.values}
+  as_json = lambda interval: None if interval is None else {
+      'mean': interval.mean, 'half_width': interval.half_width, 'values': interval.values}
   return {'first': first.name, 'second': second.name, 'seeds': common,
           'over_seeds': as_json(over_seeds), 'over_images': as_json(over_images),
           'words': _words(first.name, second.name, over_seeds, over_images)}
@@ -165,8 +165,8 @@ def compare(directories: Sequence[str | pathlib.Path],
   if len(systems) < 2:
     raise ConfigError('There is one system to look at; give two or more directories to compare.')
   rows = [row(system) for system in systems]
-  found = {'systems': rows,
-           'differences': [difference(systems[0], other) for other in systems[1:]]}
+  compared = {'systems': rows,
+              'differences': [difference(systems[0], other) for other in systems[1:]]}
   output = pathlib.Path(output)
   try:
     output.mkdir(parents=True, exist_ok=True)
@@ -174,10 +174,10 @@ def compare(directories: Sequence[str | pathlib.Path],
     raise WorkdirError(f'{output} cannot be made: {error.strerror}; choose another --output.'
                        ) from error
   from fmnist_jax.report import populations  # Imports matplotlib, which takes a while.
-  files.write_bytes(output / 'forest.png', populations.forest(rows, found['differences']))
-  files.write_bytes(output / 'compare.md', markdown(found).encode())
-  files.write_json(output / 'compare.json', found)
-  return found
+  files.write_bytes(output / 'forest.png', populations.forest(rows, compared['differences']))
+  files.write_bytes(output / 'compare.md', markdown(compared).encode())
+  files.write_json(output / 'compare.json', compared)
+  return compared
 
 
 def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -205,11 +205,11 @@ def notes(rows: Sequence[dict[str, Any]]) -> str:
           'each interval stands for itself, none is corrected for their number.')
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(compared: dict[str, Any]) -> str:
   """compare.md."""
-  header, *lines = cells(found['systems'])
+  header, *lines = cells(compared['systems'])
   table = [header, ['---', *['---:'] * (len(header) - 1)], *lines]
   text = '\n'.join(f'| {" | ".join(line)} |' for line in table)
-  words = '\n'.join(f'- {entry["words"]}' for entry in found['differences'])
-  return (f'{text}\n\n{notes(found["systems"])}\n\n{words}\n\n'
+  words = '\n'.join(f'- {entry["words"]}' for entry in compared['differences'])
+  return (f'{text}\n\n{notes(compared["systems"])}\n\n{words}\n\n'
           '![accuracy and differences with their intervals](forest.png)\n')

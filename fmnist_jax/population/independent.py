@@ -6,7 +6,6 @@ import concurrent.futures as futures
 import contextlib
 import dataclasses
 import itertools
-import os
 import pathlib
 import shutil
 import signal
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import progress, sharding, step
+from fmnist_jax import machine, progress, sharding, step
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Interrupted, Signals
@@ -64,7 +63,7 @@ def memory(mesh: Mesh) -> int:
   stats = mesh.devices.flat[0].memory_stats() or {}
   if 'bytes_limit' in stats:
     return stats['bytes_limit'] // 2 * mesh.size
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4
+  return machine.memory() // 4
 
 
 def group_size(equipment: Equipment, members: int, at_once: int) -> int:
@@ -95,7 +94,7 @@ def threads(equipment: Equipment, members: int, at_once: int) -> int:
     if sharding.platform(mesh) != 'cpu':
       return 1
     needed = bytes_per_member(programs, hyper_arrays(programs.config))
-    at_once = max(1, min(len(os.sched_getaffinity(0)), memory(mesh) // needed))
+    at_once = max(1, min(machine.cores(), memory(mesh) // needed))
   return min(at_once, members)
 
 

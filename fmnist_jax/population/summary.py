@@ -64,12 +64,12 @@ def read(path: pathlib.Path) -> Finished:
                        ) from error
   history = workdir.History(path / 'metrics.jsonl')
   records = history.read()
-  found = readback.history_problem(records)
-  if not found and results['best_epoch'] > len(records):
-    found = f'it ends before epoch {results["best_epoch"]}, the best'
-  if found:
-    raise WorkdirError(f'{history.path} is damaged ({found}); put the file back, or train again in '
-                       'another --workdir.')
+  problem = readback.history_problem(records)
+  if not problem and results['best_epoch'] > len(records):
+    problem = f'it ends before epoch {results["best_epoch"]}, the best'
+  if problem:
+    raise WorkdirError(f'{history.path} is damaged ({problem}); put the file back, or train again '
+                       'in another --workdir.')
   return Finished(path, results, records, arrays['probabilities'], arrays['labels'])
 
 
@@ -89,10 +89,10 @@ def _check_predictions(arrays: Mapping[str, np.ndarray], results: Mapping[str, A
 
 def statistics(values: Sequence[float]) -> dict[str, Any]:
   """Mean, standard deviation, 95 % t-interval, extremes of [N] values; None where N is 1."""
-  found = metrics.mean_interval(values)
-  low, high = ((None, None) if found.half_width is None else
-               (found.mean - found.half_width, found.mean + found.half_width))
-  return {'mean': found.mean, 'std': found.std, 'half_width': found.half_width, 'low': low,
+  interval = metrics.mean_interval(values)
+  low, high = ((None, None) if interval.half_width is None else
+               (interval.mean - interval.half_width, interval.mean + interval.half_width))
+  return {'mean': interval.mean, 'std': interval.std, 'half_width': interval.half_width, 'low': low,
           'high': high, 'min': min(values), 'max': max(values), 'values': list(values)}
 
 
@@ -101,12 +101,12 @@ def summarize(members: Sequence[Finished], class_names: Sequence[str]) -> dict[s
 
   The ensemble's probabilities are the mean of its members'.
   """
-  found: dict[str, Any] = {'members': [member.path.name for member in members],
-                           'seeds': [member.results['seed'] for member in members]}
+  summed: dict[str, Any] = {'members': [member.path.name for member in members],
+                            'seeds': [member.results['seed'] for member in members]}
   for name in SCORES:
     values = [member.score(name) for member in members]
-    found[name] = None if None in values else statistics(values)  # type: ignore[arg-type]
-  found['f1_of_class'] = {
+    summed[name] = None if None in values else statistics(values)  # type: ignore[arg-type]
+  summed['f1_of_class'] = {
       name: statistics([member.results['per_class'][k]['f1'] for member in members])
       for k, name in enumerate(class_names)}
   # Added up one by one: all at once, in float64, many members would not fit in memory.
@@ -114,13 +114,13 @@ def summarize(members: Sequence[Finished], class_names: Sequence[str]) -> dict[s
   for member in members:
     mean += member.probabilities / len(members)
   together = metrics.summarize(mean, members[0].labels, class_names)
-  found['ensemble'] = {name: together[name] for name in ('accuracy', 'loss', 'macro_f1',
-                                                         'expected_calibration_error')}
-  found['epochs'] = [member.results['epochs'] for member in members]
-  found['best_epochs'] = [member.results['best_epoch'] for member in members]
-  found['seconds'] = {phase: sum(member.results['seconds'][phase] for member in members)
-                      for phase in members[0].results['seconds']}
-  return found
+  summed['ensemble'] = {name: together[name] for name in ('accuracy', 'loss', 'macro_f1',
+                                                          'expected_calibration_error')}
+  summed['epochs'] = [member.results['epochs'] for member in members]
+  summed['best_epochs'] = [member.results['best_epoch'] for member in members]
+  summed['seconds'] = {phase: sum(member.results['seconds'][phase] for member in members)
+                       for phase in members[0].results['seconds']}
+  return summed
 
 
 def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float]]], mode: str,
@@ -162,7 +162,7 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
     message = files.read_json(directory / 'members' / diverged[0] / 'diverged.json',
                                 {'message': str})['message']
     raise DivergenceError(f'Not one of {len(diverged)} members came to its end: {message}')
-  found = {
+  population = {
       **{name: one.results[name] for name in ('dataset', 'synthetic', 'split', 'examples',
                                               'parameters')},
       'mode': mode, 'groups': groups, 'diverged': diverged,
@@ -171,22 +171,22 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
       **{name: one.results[name] for name in ('data_sha256', 'versions', 'device')}}
   from fmnist_jax.report import populations  # Imports matplotlib, which takes a while.
   files.write_bytes(directory / 'curves.png', populations.curves(curves))
-  files.write_json(directory / 'population.json', found)
-  say(table(found))
+  files.write_json(directory / 'population.json', population)
+  say(table(population))
   if diverged:
     say(f'{len(diverged)} diverged and count for nothing: {", ".join(diverged)}')
   say(f'wrote {directory / "population.json"} and {directory / "curves.png"}')
-  return found
+  return population
 
 
-def plus_minus(found: Mapping[str, Any] | None, scale: float, digits: int) -> str:
+def plus_minus(statistic: Mapping[str, Any] | None, scale: float, digits: int) -> str:
   """'91.23 +- 0.12': a mean and the half-width of its interval, times `scale`."""
-  if found is None:
+  if statistic is None:
     return '-'
-  text = f'{scale * found["mean"]:.{digits}f}'
-  if found['half_width'] is None:
+  text = f'{scale * statistic["mean"]:.{digits}f}'
+  if statistic['half_width'] is None:
     return text
-  return f'{text} +- {scale * found["half_width"]:.{digits}f}'
+  return f'{text} +- {scale * statistic["half_width"]:.{digits}f}'
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -197,11 +197,11 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
                    for row in rows)
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(population: Mapping[str, Any]) -> str:
   """population.json as a person reads it: means with the half-width of their 95 % intervals."""
-  rows = [['', 'seeds', f'{found["split"]} accuracy %', 'std', 'loss', 'macro F1 %', 'gap %',
+  rows = [['', 'seeds', f'{population["split"]} accuracy %', 'std', 'loss', 'macro F1 %', 'gap %',
            'ensemble %']]
-  for group in found['groups']:
+  for group in population['groups']:
     std = group['accuracy']['std']
     rows.append([
         ' '.join(f'{name}={value:g}' for name, value in group['settings'].items()) or 'all',
@@ -210,10 +210,10 @@ def table(found: Mapping[str, Any]) -> str:
         plus_minus(group['macro_f1'], 100, 2), plus_minus(group['train_validation_gap'], 100, 2),
         f'{100 * group["ensemble"]["accuracy"]:.2f}'])
   text = columns(rows)
-  if len(found['groups']) == 1:
+  if len(population['groups']) == 1:
     classes = [['class', 'F1 %', 'min', 'max']] + [
         [name, plus_minus(scores, 100, 2), f'{100 * scores["min"]:.2f}',
          f'{100 * scores["max"]:.2f}']
-        for name, scores in found['groups'][0]['f1_of_class'].items()]
+        for name, scores in population['groups'][0]['f1_of_class'].items()]
     text += '\n\n' + columns(classes)
   return text

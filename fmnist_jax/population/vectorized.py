@@ -174,7 +174,7 @@ class Group(Trainer):
 
   def finish(self, *, with_report: bool = False) -> dict[str, Any]:
     """Measures the best of each member and writes it as a run of its own; results by member."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     probabilities, seconds = self.predict(self.best)
     share = {phase: value / len(self.members) for phase, value in seconds.items()}
     state, best = jax.device_get((self.state, self.best))
@@ -191,11 +191,11 @@ class Group(Trainer):
           phase: share[phase] for phase in self.progress.seconds})
       lane = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
       _save_member(workdir, own, lane(best), lane(state))
-      found[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
-                                         with_report=with_report)
+      results[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
+                                                with_report=with_report)
     self.checkpoints.close()
     shutil.rmtree(self.directory)
-    return found
+    return results
 
 
 def _save_member(workdir: Workdir, own: Progress, best: step.TrainState,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from typing import Any
+
+import jax
 
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.settings.fields import (
@@ -14,10 +17,12 @@ from fmnist_jax.settings.fields import (
     Kind,
     Limits,
     base_of,
+    default_of,
     fields_of,
     holds_sections,
     is_section,
     is_section_type,
+    is_sections_type,
     kind_of,
     leaves,
     replace,
@@ -55,6 +60,9 @@ def _check_sections(section: Any, prefix: str) -> None:
   for field, hint, value in fields_of(section):
     name = prefix + field.name
     inner = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+    if is_sections_type(hint) and not isinstance(value, (tuple, list)):
+      raise ConfigError(f'{name} is {shown(value)}; it must be a tuple of sections of a kind: '
+                        f'{names(inner)}.')
     if holds_sections(value, hint) and len(value) <= _MOST_ENTRIES:
       several = [(f'{name}.{i}', entry) for i, entry in enumerate(value)]
     elif is_section(value) or is_section_type(inner):
@@ -68,7 +76,7 @@ def _check_sections(section: Any, prefix: str) -> None:
       base = base_of(inner)
       if not is_section(entry) or not isinstance(entry, base):
         raise ConfigError(f'{place} is {shown(entry)}; it must be one of '
-                          f'{names(base)}, or a dataclass of your own that is a '
+                          f'{names(base)}, or a dataclass of your own derived from '
                           f'{base.__name__}.')
       if any(own.name == 'type' for own, _, _ in fields_of(entry)):
         raise ConfigError(f'{place} has a setting called type, which config.json needs for the '
@@ -77,9 +85,10 @@ def _check_sections(section: Any, prefix: str) -> None:
 
 
 def _is_default(field: dataclasses.Field, value: Any) -> bool:
-  if field.default is not dataclasses.MISSING:
-    return value is field.default
-  return field.default_factory is not dataclasses.MISSING
+  default = default_of(field)
+  if isinstance(value, (tuple, list, Mapping)):  # Which a copy of the section has copies of.
+    return jax.tree.leaves_with_path(value) == jax.tree.leaves_with_path(default)
+  return value is default or field.default_factory is not dataclasses.MISSING
 
 
 def _check(name: str, value: Any, field: Field) -> Any:
@@ -89,7 +98,7 @@ def _check(name: str, value: Any, field: Field) -> Any:
       _check_number(f'{name}[{i}]' if isinstance(value, tuple) else name, entry, field.limits)
   if field.limits.choices and value not in field.limits.choices:
     raise ConfigError(f'{name} is {shown(value)}; it must be one of '
-                      f'{", ".join(field.limits.choices)}.')
+                      f'{", ".join(map(str, field.limits.choices))}.')
   return value
 
 

@@ -30,7 +30,7 @@ class Limits(NamedTuple):
   help: str = ''
   low: float | None = None
   high: float | None = None
-  choices: tuple[str, ...] = ()
+  choices: tuple[Any, ...] = ()
   continuous: bool = False
   open_high: bool = False
   location: bool = False
@@ -93,6 +93,8 @@ def kind_of(hint: Any, value: Any = None) -> Kind | None:
   if hint in WORDS:
     return Kind(hint, False, False)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is typing.Literal:
+    return kind_of(type(args[0])) if len(set(map(type, args))) == 1 else None
   if origin in (typing.Union, types.UnionType):
     found = {kind_of(arg) for arg in args if arg is not type(None)}
     if {Kind(int, False, False), Kind(float, False, False)} == found:
@@ -142,9 +144,19 @@ def fields_of(section: Any) -> list[tuple[dataclasses.Field, Any, Any]]:
   return [(field, hint, getattr(section, field.name)) for field, hint in declared(type(section))]
 
 
-def limits_of(field: dataclasses.Field) -> Limits:
-  """What `setting` declared of a field."""
-  return field.metadata.get(_KEY, Limits())
+def default_of(field: dataclasses.Field) -> Any:
+  """The default of a field, or dataclasses.MISSING."""
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  return field.default
+
+
+def limits_of(field: dataclasses.Field, hint: Any) -> Limits:
+  """What `setting` declared of a field; an annotation `Literal[...]` declares choices too."""
+  limits = field.metadata.get(_KEY, Limits())
+  if typing.get_origin(hint) is typing.Literal and not limits.choices:
+    return limits._replace(choices=typing.get_args(hint))
+  return limits
 
 
 def _entries(prefix: str, section: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -173,7 +185,7 @@ def leaves(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Field]]:
     else:
       kind = kind_of(hint, value)
       if kind:
-        yield name, value, Field(field.name, kind, limits_of(field))
+        yield name, value, Field(field.name, kind, limits_of(field, hint))
 
 
 def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import json
+import pathlib
 import sys
 import typing
 from collections.abc import Mapping
@@ -12,11 +13,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from fmnist_jax.errors import ConfigError
+from fmnist_jax.errors import ConfigError, UnknownPartError
 from fmnist_jax.settings.fields import (
     Section,
     base_of,
     declared,
+    default_of,
     fields_of,
     holds_sections,
     is_section,
@@ -32,9 +34,17 @@ from fmnist_jax.settings.fields import (
 
 def kind_name(section_type: type) -> str:
   """'CNN' for a section of this library's own, 'lab.mixer:Mixer' for another's."""
-  if section_type.__module__.split('.')[0] == __name__.split('.')[0]:
+  module = section_type.__module__
+  if module.split('.')[0] == __name__.split('.')[0]:
     return section_type.__qualname__
-  return f'{section_type.__module__}:{section_type.__qualname__}'
+  return f'{_main_name() if module == "__main__" else module}:{section_type.__qualname__}'
+
+
+def _main_name() -> str:
+  """The name by which another program can import the one that runs, if it has one."""
+  main = sys.modules['__main__']
+  spec, file = getattr(main, '__spec__', None), getattr(main, '__file__', None)
+  return spec.name if spec else pathlib.Path(file).stem if file else '__main__'
 
 
 def kinds(base: type) -> dict[str, type]:
@@ -69,14 +79,14 @@ def kind_called(place: str, name: Any, base: type) -> type:
   if not isinstance(name, str) or ':' not in name:
     raise ConfigError(f'{place}.type is {shown(name)}; it must be one of {names(base)}.')
   module, _, path = name.partition(':')
-  found: Any = sys.modules.get(module)
+  found: Any = sys.modules.get('__main__' if module == _main_name() else module)
   for part in path.split('.'):
     found = vars(found).get(part) if hasattr(found, '__dict__') else None
   if isinstance(found, type) and dataclasses.is_dataclass(found) and issubclass(found, base):
     return found
-  raise ConfigError(f'{place}.type is {shown(name)}, which is not known here: give the config file '
-                    'that defines it with --config=FILE, or its module with --import='
-                    f'{module[:80]} (in Python, import it first).')
+  raise UnknownPartError(f'{place}.type is {shown(name)}, which is not known here: give the config '
+                         'file that defines it with --config=FILE, or its module with --import='
+                         f'{module[:80]} (in Python, import it first).')
 
 
 def to_json(section: Any) -> dict[str, Any]:
@@ -143,10 +153,9 @@ def _section(place: str, value: Any, base: Any) -> Any:
 
 
 def _is_no_setting(hint: Any, field: dataclasses.Field) -> bool:
-  default = None if field.default is dataclasses.MISSING else field.default
-  has_default = default is not None or field.default_factory is not dataclasses.MISSING
-  return (has_default and kind_of(hint, default) is None
-          and not is_section_type(hint) and not is_sections_type(hint))
+  default = default_of(field)
+  return (default is not dataclasses.MISSING and kind_of(hint, default) is None
+          and not is_section(default) and not is_section_type(hint) and not is_sections_type(hint))
 
 
 def differences(a: Any, b: Any, ignored: collections.abc.Collection[str] = ()) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fmnist_jax import machine
+
 # The forms of JSON values. A type is itself, float any finite number; a range is a whole number
 # in it; a tuple lists alternatives; [form] is a list; {name: form} is an object that has at least
 # these fields, {str: form} one whose fields all have that form.
@@ -122,7 +124,7 @@ def arrays(file: BinaryIO, wanted: Collection[str]) -> dict[str, np.ndarray]:
     ValueError: in one line, for whatever is wrong with it; pickled objects, too, are refused.
   """
   try:
-    found, left = {}, os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 2
+    found, left = {}, machine.memory() // 2
     packed = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
       for name in wanted:

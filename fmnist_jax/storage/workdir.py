@@ -16,7 +16,7 @@ from typing import Any
 
 from fmnist_jax import processes
 from fmnist_jax.config import Config, differences, from_json, to_json
-from fmnist_jax.errors import CheckpointError, ConfigError, WorkdirError
+from fmnist_jax.errors import CheckpointError, ConfigError, UnknownPartError, WorkdirError
 from fmnist_jax.storage import readback
 from fmnist_jax.storage.files import (
   PathLike,
@@ -46,6 +46,8 @@ def read_config(directory: PathLike) -> Config:
     raise WorkdirError(f'{directory} is not the directory of a run: it has no config.json.')
   try:
     return from_json(read_json(path))
+  except UnknownPartError as error:
+    raise WorkdirError(f'{path} needs what is not loaded: {error}') from error
   except ConfigError as error:
     raise WorkdirError(f'{path} is not the config of a run of this version of fmnist_jax '
                        f'({str(error).rstrip(".")}); choose another --workdir.') from error
