@@ -279,7 +279,6 @@ def cache_root() -> pathlib.Path:
   return pathlib.Path(home) / 'fmnist_jax'
 
 
-@functools.cache
 def memory() -> int:
   """Bytes of main memory."""
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -290,6 +289,15 @@ def cores() -> int:
   return len(os.sched_getaffinity(0))
 
 
+def has_bfloat16() -> bool:
+  """Whether the processor has bfloat16 dot products; False where /proc/cpuinfo is absent."""
+  with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
+    flags = next((line for line in file if line.startswith(('flags', 'Features'))), '').split()
+    return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(flags))
+  return False
+
+
+@functools.cache
 def processor() -> str:
   """Twelve hex digits of what decides which instructions compiled programs may use."""
   described = f'{platform.machine()} {platform.processor()}'

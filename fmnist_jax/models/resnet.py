@@ -48,7 +48,7 @@ class ResNetModule(nn.Module):
       for block in range(self.settings.blocks):
         halve = stage and not block
         x = ResidualBlock(channels, (2, 2) if halve else (1, 1), self.compute)(x, train=train)
-    x = ops.avg_pool(x, x.shape[1:3], implementation=self.compute.implementation)
+    x = ops.avg_pool(x, (x.shape[1], x.shape[2]), implementation=self.compute.implementation)
     x = ops.Dense(self.num_classes, **self.compute._asdict())(x.reshape(len(x), -1))
     return x.astype(jnp.float32)
 

@@ -8,6 +8,7 @@ are several times slower, inside loops above all. Parameters, values and gradien
 
 from absl import logging
 
+from fmnist_jax import machine
 from fmnist_jax.ops import build
 from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
 from fmnist_jax.ops.convolution import conv2d, pixels
@@ -56,14 +57,4 @@ def default_precision(platform: str) -> str:
   """
   if platform != 'cpu':
     return 'bfloat16' if platform == 'tpu' else 'float32'
-  return 'bfloat16' if _cpu_has_bfloat16() else 'float32'
-
-
-def _cpu_has_bfloat16() -> bool:
-  """Whether the processor has bfloat16 dot products; False where /proc/cpuinfo is absent."""
-  try:
-    with open('/proc/cpuinfo', encoding='utf-8') as file:
-      flags = next((line for line in file if line.startswith(('flags', 'Features'))), '').split()
-  except OSError:
-    return False
-  return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(flags))
+  return 'bfloat16' if machine.has_bfloat16() else 'float32'
