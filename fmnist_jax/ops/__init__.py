@@ -44,7 +44,7 @@ def default_implementation(platform: str, devices: int = 1) -> str:
     return 'matmul'
   problem = build.problem()
   if problem:
-    logging.warning('Convolutions are matrix products, up to 1.6 times as slow as oneDNN\'s: %s.',
+    logging.warning('Convolutions are matrix products, up to 4 times as slow as oneDNN\'s: %s.',
                     problem)
   return 'matmul' if problem else 'onednn'
 

@@ -1,10 +1,4 @@
-"""2-D convolution: by oneDNN, native, or as one matrix product over shifted copies of the image.
-
-The product form keeps the batch innermost, [C, H, W, N]: a row of N numbers is then contiguous
-however the image is shifted, so copies run at memory speed, elementwise work vectorises over the
-batch for any H and W, and all three products (result, both gradients) have a fast orientation. Each
-operation transposes what it takes and gives; where two follow each other, XLA leaves both out.
-"""
+"""2-D convolution: by oneDNN, native, or as one matrix product over shifted copies of the image."""
 
 from __future__ import annotations
 
@@ -64,7 +58,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: Padding, implementation:
                                 kernel.astype(jnp.float32), bias, residual)
   if implementation == 'matmul' and strides == (1, 1) and dilation == (1, 1) and groups == 1:
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2])
-    y = from_channels_first(_conv2d(dtype.name, pads, channels_first(x), kernel)).astype(dtype)
+    y = _product(pads, x.astype(dtype), kernel.astype(dtype))
   else:
     y = lax.conv_general_dilated(
         x.astype(dtype), kernel.astype(dtype), strides, padding, rhs_dilation=dilation,
@@ -89,14 +83,6 @@ def pixels(images: jax.Array) -> jax.Array:
   return images.astype(jnp.float32) * jnp.float32(1 / 255)
 
 
-def channels_first(x: jax.Array) -> jax.Array:
-  """[N, H, W, C] -> [C, H, W, N]."""
-  return x.transpose(3, 1, 2, 0)
-
-
-from_channels_first = channels_first  # Its own inverse.
-
-
 @jax.custom_vjp
 def _add_bias(y, bias):
   """Images plus one number a channel, in the images' dtype; the gradient is summed in float32."""
@@ -108,64 +94,38 @@ _add_bias.defvjp(
     lambda like, dy: (dy, dy.astype(jnp.float32).sum((0, 1, 2)).astype(like.dtype)))
 
 
-def patches(x: jax.Array, window: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> jax.Array:
-  """[C, H, W, N] -> [h, w, C, H', W', N]: the image under each tap of the kernel.
-
-  Two concatenations, first along W and then along H, copy long runs; one of all h * w slices is
-  four times slower.
-  """
-  (kh, kw), (sh, sw) = window, stride
-  channels, height, width, batch = x.shape
-  out_h, out_w = (height - kh) // sh + 1, (width - kw) // sw + 1
-  bits = as_bits(x)
-  rows = jnp.concatenate([bits[:, :, j:j + sw * (out_w - 1) + 1:sw] for j in range(kw)], 0)
-  taps = jnp.concatenate([rows[:, i:i + sh * (out_h - 1) + 1:sh] for i in range(kh)], 0)
-  return from_bits(taps, x.dtype).reshape(kh, kw, channels, out_h, out_w, batch)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(pads, x, kernel):
+  """The convolution as one product, [N H' W', h w C] x [h w C, O]: a row holds a pixel's taps."""
+  return _product_forward(pads, x, kernel)[0]
 
 
-def add_patches(taps: jax.Array, stride: tuple[int, int] = (1, 1)) -> jax.Array:
-  """[h, w, C, H', W', N] -> [C, H, W, N]: the transpose of `patches`."""
-  (kh, kw), (sh, sw) = taps.shape[:2], stride
-  zero = jnp.zeros((), taps.dtype)
-  spread = [lax.pad(taps[i, j], zero, ((0, 0, 0), (i, kh - 1 - i, sh - 1),
-                                       (j, kw - 1 - j, sw - 1), (0, 0, 0)))
-            for i in range(kh) for j in range(kw)]
-  return functools.reduce(jnp.add, spread)
-
-
-def pad_pixels(x: jax.Array, pads: tuple[tuple[int, int], ...]) -> jax.Array:
-  """Zeros around [C, H, W, N]; negative pads crop."""
-  if pads == ((0, 0), (0, 0)):
-    return x
-  bits = as_bits(x)
-  config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
-  return from_bits(lax.pad(bits, jnp.zeros((), bits.dtype), config), x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv2d(dtype, pads, x, kernel):
-  return _conv2d_forward(dtype, pads, x, kernel)[0]
-
-
-def _conv2d_forward(dtype, pads, x, kernel):
-  kh, kw, _, features = kernel.shape
-  taps = patches(pad_pixels(x.astype(dtype), pads), (kh, kw))
-  matrix = taps.reshape(-1, taps.shape[3] * taps.shape[4] * taps.shape[5])
-  y = matmul(transposed(kernel.reshape(-1, features).astype(dtype)), matrix)
-  # An empty array carries the dtype of x to the gradient.
-  return y.reshape(features, *taps.shape[3:]), (matrix, kernel, jnp.zeros((0,), x.dtype))
-
-
-def _conv2d_backward(dtype, pads, residuals, dy):
-  matrix, kernel, like = residuals
+def _product_forward(pads, x, kernel):
   kh, kw, channels, features = kernel.shape
-  _, height, width, batch = dy.shape
-  dy = dy.astype(dtype).reshape(features, -1)
-  dkernel = matmul_nt(matrix, dy).reshape(kernel.shape).astype(kernel.dtype)
-  taps = matmul(kernel.reshape(-1, features).astype(dtype), dy)
-  dx = add_patches(taps.reshape(kh, kw, channels, height, width, batch))
-  crop = tuple((-low, -high) for low, high in pads)
-  return pad_pixels(dx, crop).astype(like.dtype), dkernel
+  bits = as_bits(x)
+  bits = lax.pad(bits, jnp.zeros((), bits.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
+  height, width = bits.shape[1] - kh + 1, bits.shape[2] - kw + 1
+  # Two concatenations, which copy long runs: one of all kh * kw slices is four times slower.
+  rows = jnp.concatenate([bits[:, :, j:j + width] for j in range(kw)], 3)
+  taps = jnp.concatenate([rows[:, i:i + height] for i in range(kh)], 3)
+  taps = from_bits(taps, x.dtype).reshape(-1, kh * kw * channels)
+  y = matmul(taps, kernel.reshape(-1, features)).astype(x.dtype)
+  return y.reshape(len(x), height, width, features), (taps, kernel)
 
 
-_conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+def _product_backward(pads, residuals, dy):
+  taps, kernel = residuals
+  kh, kw, channels, features = kernel.shape
+  batch, height, width, _ = dy.shape
+  flat = dy.reshape(-1, features)
+  dkernel = matmul(transposed(taps), flat).reshape(kernel.shape).astype(kernel.dtype)
+  parts = matmul_nt(flat, kernel.reshape(-1, features))
+  parts = parts.reshape(batch, height, width, kh, kw, channels)
+  spread = [lax.pad(parts[:, :, :, i, j], jnp.float32(0),
+                    ((0, 0, 0), (i - pads[0][0], kh - 1 - i - pads[0][1], 0),
+                     (j - pads[1][0], kw - 1 - j - pads[1][1], 0), (0, 0, 0)))
+            for i in range(kh) for j in range(kw)]
+  return functools.reduce(jnp.add, spread).astype(dy.dtype), dkernel
+
+
+_product.defvjp(_product_forward, _product_backward)

@@ -76,7 +76,7 @@ def _max_pool_forward(window, strides, pads, x):
   padded = x if pads == ((0, 0), (0, 0)) else lax.pad(
       x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)))
   if window == strides:
-    largest, winner = _winners(split_windows(padded, window), window)
+    largest, winner = _winners(_split_windows(padded, window), window)
   else:
     slices = _slices(padded, window, strides)
     largest = functools.reduce(jnp.maximum, slices)
@@ -87,14 +87,14 @@ def _max_pool_forward(window, strides, pads, x):
   return largest, (winner, jnp.zeros((*x.shape, 0), x.dtype))
 
 
-def split_windows(x: jax.Array, window: tuple[int, int]) -> jax.Array:
+def _split_windows(x: jax.Array, window: tuple[int, int]) -> jax.Array:
   """[A, H, W, B] -> [A, H', h, W', w, B] without the rows and columns that fill no window."""
   (kh, kw), (first, height, width, last) = window, x.shape
   x = x[:, :height // kh * kh, :width // kw * kw]
   return x.reshape(first, height // kh, kh, width // kw, kw, last)
 
 
-def positions(window: tuple[int, int], shape: tuple[int, ...], axes: tuple[int, int]) -> jax.Array:
+def _positions(window: tuple[int, int], shape: tuple[int, ...], axes: tuple[int, int]) -> jax.Array:
   """Row-major positions in a window, int32, as an array of `shape` with the window at `axes`."""
   # A literal: XLA moves what is computed here out of a training loop, to be read from memory.
   literal = np.arange(window[0] * window[1], dtype=np.int32).reshape(window)
@@ -107,7 +107,7 @@ def _winners(x, window):
   Both are reductions, which XLA does not compute again for each of their uses.
   """
   count, axes = window[0] * window[1], (2, 4)
-  position = positions(window, x.shape, axes)
+  position = _positions(window, x.shape, axes)
   if x.dtype.itemsize == 2:
     # Number and position fit one integer. Sign and magnitude become a number in twos complement.
     key = lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32)
@@ -121,13 +121,13 @@ def _winners(x, window):
   return largest, lax.reduce(jnp.where(equal, position, count), np.int32(count), lax.min, axes)
 
 
-def to_winners(values: jax.Array, winner: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
+def _to_winners(values: jax.Array, winner: jax.Array, window: tuple[int, int]) -> list[jax.Array]:
   """One array a position of the window: the values where that position won, else zeros."""
   zero = jnp.zeros((), values.dtype)
   return [jnp.where(winner == position, values, zero) for position in range(window[0] * window[1])]
 
 
-def join_windows(parts: list[jax.Array], window: tuple[int, int]) -> jax.Array:
+def _join_windows(parts: list[jax.Array], window: tuple[int, int]) -> jax.Array:
   """One [A, H', W', B] a position of the window, in row-major order -> [A, H' h, W' w, B]."""
   (kh, kw), (first, height, width, last) = window, parts[0].shape
   rows = [jnp.stack(parts[i * kw:(i + 1) * kw], 3) for i in range(kh)]
@@ -139,9 +139,9 @@ def _max_pool_backward(window, strides, pads, residuals, dy):
   dtype, dy = dy.dtype, as_bits(dy)
   size = [like.shape[1 + axis] + sum(pads[axis]) for axis in (0, 1)]
   zero, crop = jnp.zeros((), dy.dtype), [(-low, -high, 0) for low, high in pads]
-  parts = to_winners(dy, winner, window)
+  parts = _to_winners(dy, winner, window)
   if window == strides:
-    dx = join_windows(parts, window)
+    dx = _join_windows(parts, window)
     rest = [(0, size[axis] - dx.shape[1 + axis], 0) for axis in (0, 1)]
     dx = from_bits(lax.pad(dx, zero, ((0, 0, 0), *rest, (0, 0, 0))), dtype)
   else:

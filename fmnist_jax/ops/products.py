@@ -38,18 +38,6 @@ def matmul_nt(a: jax.Array, b: jax.Array) -> jax.Array:
   return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def sum_of_channels(x: jax.Array) -> jax.Array:
-  """[C, H, W, N] -> [C], in float32.
-
-  Some rows are added one to another before the sum: XLA:CPU does that 10 times faster than the
-  sum of what is computed on the way, of squares for instance.
-  """
-  channels, height, width, batch = x.shape
-  group = max(count for count in range(1, 17) if height % count == 0)
-  rows = x.astype(jnp.float32).reshape(channels, height // group, group, width, batch)
-  return functools.reduce(jnp.add, [rows[:, :, i] for i in range(group)]).sum((1, 2, 3))
-
-
 def transposed(x: jax.Array) -> jax.Array:
   """[A, B] -> [B, A], as a copy that no product absorbs where that would make it slow."""
   if x.dtype.itemsize != 2 or x.shape[0] < 2:
