@@ -52,7 +52,7 @@ MODES = {mode.name: mode for mode in (
     Mode('ours', 'fmnist_jax', 'ours', {'precision': 'auto'}, _ALL),
     Mode('ours_float32', 'fmnist_jax, float32', 'ours', {'precision': 'float32'}, _ALL),
     Mode('flax', 'Flax, plain', 'flax', {}, _SHALLOW),
-    Mode('keras', 'Keras', 'keras', _keras(), _ALL),
+    Mode('keras', 'Keras', 'keras', _keras(), _SHALLOW),
     Mode('keras_data', 'Keras, tf.data, 32 steps a call', 'keras',
          _keras(input='tf.data', steps_per_execution=32), _ALL),
     Mode('keras_bf16', 'Keras, mixed_bfloat16', 'keras', _keras(bf16=True), _ALL),
