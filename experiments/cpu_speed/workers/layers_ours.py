@@ -26,23 +26,20 @@ def make(x: np.ndarray, w: np.ndarray, padding: int, stride: int, groups: int,
     y, back = jax.vjp(conv, x, w)
     return y, *back(dy)
 
-  @jax.jit
-  def forward(x, w, dy, count):
-    del dy
-    return jax.lax.fori_loop(0, count, lambda _, w: _after(w, conv(x, w)), w)
+  def repeated(function):
+    # All that goes in comes from the step before, or XLA does once what is the same every time.
+    step = lambda _, args: _after(args, *function(*jax.lax.optimization_barrier(args)))
+    return jax.jit(lambda count, *args: jax.lax.fori_loop(0, count, step, args))
 
-  @jax.jit
-  def everything(x, w, dy, count):
-    return jax.lax.fori_loop(0, count, lambda _, w: _after(w, *both(x, w, dy)), w)
-
-  def loop(function):
-    return lambda count: jax.block_until_ready(function(images, kernel, gradient, count))
-  return loop(forward), loop(everything)
+  forward, everything = repeated(lambda x, w, dy: (conv(x, w),)), repeated(both)
+  return (lambda count: jax.block_until_ready(forward(count, images, kernel, gradient)),
+          lambda count: jax.block_until_ready(everything(count, images, kernel, gradient)))
 
 
-def _after(w: jax.Array, *results: jax.Array) -> jax.Array:
-  """The kernel, but not before the results are there."""
-  return w + 0 * sum(result.ravel()[0].astype(w.dtype) for result in results)
+def _after(args: tuple[jax.Array, ...], *results: jax.Array) -> tuple[jax.Array, ...]:
+  """Images, kernel and gradient, the kernel not before the results are there."""
+  x, w, dy = args
+  return x, w + 0 * sum(result.ravel()[0].astype(w.dtype) for result in results), dy
 
 
 if __name__ == '__main__':
