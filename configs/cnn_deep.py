@@ -3,8 +3,8 @@
 
   python -m fmnist_jax.main --config=configs/cnn_deep.py
 
-93.5 % on the test images of Fashion-MNIST (seed 0), 274 s from start to report on two cores of an
-AMD EPYC with AVX-512 and bfloat16, with other work beside.
+93.4 % on the test images of Fashion-MNIST (seed 0), 221 s from start to report on two cores of an
+AMD EPYC with AVX-512 and bfloat16.
 """
 
 from fmnist_jax.config import CNN, AdamW, Config, Data, Flip, OneCycle, Shift, Train
