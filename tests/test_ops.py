@@ -229,6 +229,27 @@ def test_batch_norm_keeps_the_statistics_of_flax(implementation, strides, paddin
                  nn.max_pool(nn.relu(expected), (2, 2), (2, 2)))
 
 
+@pytest.mark.parametrize('implementation', FORMS)
+def test_a_pool_leaves_out_neither_residual_nor_strides_nor_a_missing_relu(implementation):
+  x, scale, bias = draw(0, (4, 6, 6, 3)), draw(1, (3,)), draw(2, (3,))
+  compare(lambda *a: ops.batch_norm(*a[:3], residual=a[3], relu=True, window=(2, 2),
+                                    implementation=implementation)[0],
+          lambda *a: batch_norm_reference(*a, window=(2, 2), relu=True, dtype=FLOAT32),
+          x, scale, bias, 9 * np.sign(draw(3, x.shape)))
+  kernel, x = draw(4, (3, 3, 3, 5)), draw(5, (4, 8, 8, 3))
+  for relu, strides in ((False, (1, 1)), (True, (2, 2))):
+    module = ops.ConvBatchNorm(implementation, True, relu=relu, window=(2, 2), strides=strides)
+    y = reference_conv(x, kernel, 'SAME', strides)
+    residual = 9 * draw(6, y.shape)
+    for added in (None, residual):
+      expected = nn.BatchNorm(use_running_average=True).apply(
+          module.init(jax.random.key(0), x, kernel), y)
+      expected = expected if added is None else expected + added
+      expected = nn.max_pool(nn.relu(expected) if relu else expected, (2, 2), (2, 2))
+      assert_close(module.apply(module.init(jax.random.key(0), x, kernel), x, kernel, added),
+                   expected)
+
+
 def test_useful_size_reads_no_more_than_is_needed():
   assert ops.useful_size((5, 5), 3, (2, 2)) == (12, 12)
   assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)

@@ -110,7 +110,7 @@ class ConvBatchNorm(nn.Module):
     implementation: 'onednn', 'matmul' or 'native'; see the package.
     use_running_average: whether to use the running statistics in place of the batch's.
     relu: whether to rectify.
-    window: of the pool, which needs `relu`, pixels; (1, 1) for none.
+    window: of the pool, pixels; (1, 1) for none.
     padding: of the convolution: 'SAME', 'VALID' or pairs of pixels.
     strides: of the convolution, pixels.
     momentum: share of the running statistics that stays, a step.
@@ -141,9 +141,12 @@ class ConvBatchNorm(nn.Module):
     if self.use_running_average:
       factor, offset = line(mean.value, variance.value, scale, bias, self.epsilon)
       kernel = kernel * factor.reshape(1, 1, 1, -1)
-      if self.window == (1, 1):
-        return conv2d(x, kernel, bias=offset, residual=residual, relu=self.relu, **conv)
-      return conv_relu_max_pool(x, kernel, offset, window=self.window, padding=self.padding, **how)
+      if self.window != (1, 1) and self.relu and residual is None and self.strides == (1, 1):
+        return conv_relu_max_pool(x, kernel, offset, window=self.window, padding=self.padding,
+                                  **how)
+      y = conv2d(x, kernel, bias=offset, residual=residual, relu=self.relu, **conv)
+      return y if self.window == (1, 1) else max_pool(y, self.window,
+                                                      implementation=self.implementation)
     y, *new = batch_norm(conv2d(x, kernel, **conv), scale, bias, residual=residual,
                          relu=self.relu, window=self.window, epsilon=self.epsilon, **how)
     if not self.is_initializing():

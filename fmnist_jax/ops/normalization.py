@@ -22,7 +22,7 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, implementatio
     scale: float32 [C].
     bias: float32 [C].
     implementation: 'onednn', 'matmul' or 'native'; see the package.
-    residual: [N, H, W, C] to add, where there is no pool; None: nothing.
+    residual: [N, H, W, C] to add; None: nothing.
     relu: whether to rectify.
     window: of the pool, which is its stride too ('VALID'), pixels; (1, 1) for none.
     epsilon: added to the variance.
@@ -36,8 +36,10 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, implementatio
   dtype = jnp.dtype(dtype or x.dtype)
   residual = None if residual is None else residual.astype(dtype)
   if implementation == 'onednn':
-    y, mean, variance = onednn.batch_norm(window, relu, epsilon, x.astype(dtype), scale, bias,
+    inside = window if residual is None else (1, 1)  # It pools or adds, not both.
+    y, mean, variance = onednn.batch_norm(inside, relu, epsilon, x.astype(dtype), scale, bias,
                                           residual)
+    y = y if inside == window else max_pool(y, window, implementation=implementation)
     return y, *lax.stop_gradient((mean, variance))
   mean, variance = _statistics(x)
   factor, offset = (value.reshape(1, 1, 1, -1)
