@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, models, ops, settings, sharding, step
+from fmnist_jax import data, machine, models, ops, settings, sharding, step
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.optimizers import Horizon
 
@@ -202,5 +202,6 @@ class Programs:
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
             out_shardings=layout or self.layout).lower(*args).compile()
+        machine.return_memory()
         self.compile_seconds += time.perf_counter() - began
       return self._compiled[signature]

@@ -255,6 +255,13 @@ def test_useful_size_reads_no_more_than_is_needed():
   assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)
 
 
+def test_bytes_are_scaled_and_rounded_as_by_the_compiler():
+  bytes_ = jnp.arange(256, dtype=jnp.uint8)
+  expected = (bytes_.astype(jnp.float32) * jnp.float32(1 / 255)).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(ops.pixels(bytes_, jnp.bfloat16).view(jnp.uint16),
+                                expected.view(jnp.uint16))
+
+
 @pytest.mark.parametrize('implementation', FORMS)
 @pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
 def test_dense_agrees_with_a_product(implementation, dtype):
@@ -399,10 +406,13 @@ def test_what_is_not_finite_passes_through_as_in_lax(value, dtype):
   x[1, 2, 3, 4] = value
   x = jnp.asarray(x, dtype)
   conv = lambda i: ops.conv2d(x, w, padding='SAME', dtype=dtype, implementation=i)
+  rectified = lambda i: ops.conv2d(x, w, padding='SAME', relu=True, dtype=dtype, implementation=i)
+  block = lambda i: ops.conv_relu_max_pool(x, w, jnp.zeros(16), window=(2, 2), padding='SAME',
+                                           dtype=dtype, implementation=i)
   pool = lambda i: ops.max_pool(x, (2, 2), implementation=i)
   mean = lambda i: ops.avg_pool(x, (2, 2), implementation=i)
   norm = lambda i: ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), implementation=i)[0]
-  for f in (conv, pool, mean, norm):
+  for f in (conv, rectified, block, pool, mean, norm):
     got, expected = np.asarray(f('onednn'), np.float32), np.asarray(f('native'), np.float32)
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
 

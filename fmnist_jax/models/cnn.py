@@ -90,7 +90,7 @@ class CNNModule(nn.Module):
     # Parameters have the same names however the layers are fused.
     conv_names = map('Conv_{}'.format, itertools.count())
     norm_names = map('BatchNorm_{}'.format, itertools.count())
-    x = ops.pixels(images_BxHxWxC)
+    x = ops.pixels(images_BxHxWxC, self.compute.dtype)
     for block, (channels, side) in enumerate(zip(settings.channels, settings.pool)):
       kernel: dict[str, Any] = {'features': channels, 'kernel_size': (settings.kernel,) * 2}
       for last in [False] * (settings.convolutions - 1) + [True]:

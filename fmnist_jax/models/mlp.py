@@ -39,7 +39,7 @@ class MLPModule(nn.Module):
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
     how: dict[str, Any] = self.compute._asdict()
-    x = ops.pixels(images_BxHxWxC).reshape(images_BxHxWxC.shape[0], -1)
+    x = ops.pixels(images_BxHxWxC, self.compute.dtype).reshape(images_BxHxWxC.shape[0], -1)
     for width in self.settings.hidden:
       x = ops.Dense(width, **how)(x)
       x = ACTIVATIONS[self.settings.activation](x)

@@ -42,8 +42,9 @@ class ResNetModule(nn.Module):
   @nn.compact
   def __call__(self, images_BxHxWxC: jax.Array, *, train: bool) -> jax.Array:
     """Images uint8, or float in [0, 1] -> logits, float32 [B, num_classes]."""
-    x = conv_norm(ops.pixels(images_BxHxWxC), self.settings.channels[0], (3, 3), train=train,
-                  compute=self.compute, names=('Conv_0', 'BatchNorm_0'))
+    x = ops.pixels(images_BxHxWxC, self.compute.dtype)
+    x = conv_norm(x, self.settings.channels[0], (3, 3), train=train, compute=self.compute,
+                  names=('Conv_0', 'BatchNorm_0'))
     for stage, channels in enumerate(self.settings.channels):
       for block in range(self.settings.blocks):
         halve = stage and not block

@@ -79,11 +79,13 @@ def check() -> None:
 
 def _known_answer() -> np.ndarray:
   with jax.ensure_compile_time_eval():  # Whatever is being traced meanwhile.
-    result = jax.ShapeDtypeStruct((1, 2, 2, 1), np.float32)
-    return np.asarray(jax.ffi.ffi_call('fmnist_jax_conv_forward', result)(
+    results = (jax.ShapeDtypeStruct((1, 2, 2, 1), np.float32),
+               jax.ShapeDtypeStruct((0,), np.uint16))
+    return np.asarray(jax.ffi.ffi_call('fmnist_jax_conv_forward', results)(
         np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1),
         np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1), np.zeros(0, np.float32),
-        np.zeros(0, np.float32), how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64), relu=False))
+        np.zeros(0, np.float32), how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64),
+        window=np.array([1, 1], np.int64), relu=False)[0])
 
 
 def compiled(runtime: pathlib.Path) -> pathlib.Path:

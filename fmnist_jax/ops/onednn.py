@@ -59,12 +59,22 @@ def convolution(how: How, relu: bool, x: jax.Array, kernel: jax.Array,
     bias: float32 [O]; None: none.
     residual: what to add, of the result's shape and dtype; None: nothing.
   """
+  return _convolved(how, relu, (1, 1), False, x, kernel, bias, residual)[0]
+
+
+def _convolved(how, relu, window, keep, x, kernel, bias, residual):
+  """The result, after a max-pool of a window, and who won: empty when not kept."""
   strides, pads, dilation, _ = how
   (n, height, width, _), (kh, kw, _, features) = x.shape, kernel.shape
-  shape = (n, _out(height, kh, strides[0], pads[0], dilation[0]),
-           _out(width, kw, strides[1], pads[1], dilation[1]), features)
-  return _call('conv_forward', jax.ShapeDtypeStruct(shape, x.dtype), x, kernel,
-               _or_none(bias, jnp.float32), _or_none(residual, x.dtype), how=_flat(how), relu=relu)
+  shape = (n, _out(height, kh, strides[0], pads[0], dilation[0]) // window[0],
+           _out(width, kw, strides[1], pads[1], dilation[1]) // window[1], features)
+  return _call('conv_forward', (jax.ShapeDtypeStruct(shape, x.dtype), _winners(shape, keep)), x,
+               kernel, _or_none(bias, jnp.float32), _or_none(residual, x.dtype), how=_flat(how),
+               window=_ints(*window), relu=relu)
+
+
+def _winners(shape, keep):
+  return jax.ShapeDtypeStruct(shape if keep else (0,), jnp.uint16)
 
 
 def _or_none(array, dtype):
@@ -106,18 +116,20 @@ convolution.defvjp(_forward, _backward)
 def conv_relu_max_pool(pads: Pads, window: tuple[int, int], x: jax.Array, kernel: jax.Array,
                        bias: jax.Array) -> jax.Array:
   """max_pool(relu(convolution + bias)) with windows that do not overlap."""
-  return _block_forward(pads, window, x, kernel, bias)[0]
+  return _convolved(((1, 1), pads, (1, 1), 1), True, window, False, x, kernel, bias, None)[0]
 
 
 def _block_forward(pads, window, x, kernel, bias):
-  y = convolution(((1, 1), pads, (1, 1), 1), True, x, kernel, bias)
-  y, (winner, _, like) = _max_forward((window, window, _NO_PADS), y)
-  return y, (x, kernel, y, winner, like)
+  how = ((1, 1), pads, (1, 1), 1)
+  y, winner = _convolved(how, True, window, True, x, kernel, bias, None)
+  size = [_out(x.shape[1 + axis], kernel.shape[axis], 1, pads[axis]) for axis in (0, 1)]
+  like = jnp.zeros((len(x), *size, kernel.shape[-1], 0), x.dtype)  # Of the convolution's shape.
+  return y, (x, kernel, winner, like)
 
 
 def _block_backward(pads, window, residuals, dy):
-  x, kernel, y, winner, like = residuals
-  dy = _max_gradient((window, window, _NO_PADS), True, winner, y, like, dy)
+  x, kernel, winner, like = residuals
+  dy = _max_gradient((window, window, _NO_PADS), winner, like, dy)
   return _gradients(((1, 1), pads, (1, 1), 1), x, kernel, True, dy)
 
 
@@ -187,23 +199,25 @@ def _pool_ints(how):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def max_pool(how: Any, x: jax.Array) -> jax.Array:
   """Largest of each window; of equals the first in row-major order receives the gradient."""
-  return _max_forward(how, x)[0]
+  return _max(how, x, False)[0]
+
+
+def _max(how, x, keep):
+  shape = _pooled(how, x)
+  return _call('max_forward', (shape, _winners(shape.shape, keep)), x, how=_pool_ints(how))
 
 
 def _max_forward(how, x):
-  shape = _pooled(how, x)
-  y, winner = _call('max_forward', (shape, jax.ShapeDtypeStruct(shape.shape, jnp.uint16)), x,
-                    how=_pool_ints(how))
-  return y, (winner, y, jnp.zeros((*x.shape, 0), x.dtype))  # Empty: it carries the shape of x.
+  y, winner = _max(how, x, True)
+  return y, (winner, jnp.zeros((*x.shape, 0), x.dtype))  # Empty: it carries the shape of x.
 
 
-def _max_gradient(how, relu, winner, y, like, dy):
-  return _call('max_backward', jax.ShapeDtypeStruct(like.shape[:-1], like.dtype), winner, y, dy,
-               how=_pool_ints(how), relu=relu)
+def _max_gradient(how, winner, like, dy):
+  return _call('max_backward', jax.ShapeDtypeStruct(like.shape[:-1], like.dtype), winner, dy,
+               how=_pool_ints(how))
 
 
-max_pool.defvjp(_max_forward,
-                lambda how, kept, dy: (_max_gradient(how, False, kept[0], kept[1], kept[2], dy),))
+max_pool.defvjp(_max_forward, lambda how, kept, dy: (_max_gradient(how, kept[0], kept[1], dy),))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
