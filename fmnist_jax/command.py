@@ -6,6 +6,8 @@ Nothing that imports jax is imported before signals are watched: see `run`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import os
 import signal
@@ -59,6 +61,15 @@ def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
     # Whoever read our output has left. Python would fail again on flushing it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
+  except OSError as error:
+    # The terminal is gone, or the disk that our output goes to is full.
+    if error.errno not in (errno.EIO, errno.ENOSPC) or error.filename is not None:
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+      print(f'error: The output could not be written: {error.strerror}; what was saved is intact.',
+            file=sys.stderr)
+    code = 1
   sys.exit(code)
 
 

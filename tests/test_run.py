@@ -61,7 +61,7 @@ def test_results_agree_with_scikit_learn(finished):
 def test_compiling_is_not_booked_as_training(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(session.time, 'perf_counter', lambda: now[0])
-  programs = types.SimpleNamespace(compile_seconds=7.0)
+  programs = types.SimpleNamespace(compile_seconds=7.0, waited_seconds=0.0)
   watch, seconds = session.Stopwatch(programs), {'data': 1.0, 'compile': 2.0, 'train': 3.0}
 
   def pass_time(wall, compiling):

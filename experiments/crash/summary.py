@@ -16,14 +16,14 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
-                        'readers')}
+                        'edits', 'readers')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
           'fault': _faults(notes['fault']) if notes['fault'] else {},
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
-          'broken': notes['broken'], 'broken run': notes['broken run'],
+          'broken': notes['broken'], 'broken run': notes['broken run'], 'edits': notes['edits'],
           'readers': notes['readers'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
@@ -143,6 +143,14 @@ def text(results: dict[str, Any]) -> str:
                    str(sum(note.get('tried', 1) - len(note['wrong']) for note in notes)),
                    'a sentence that names the file; exit code 1' if alone else
                    'a warning that names the file; the run goes on from the older one'])
+  kinds: dict[str, list[dict[str, Any]]] = {}
+  for note in results['edits']:
+    kinds.setdefault(note['kind'], []).append(note)
+  for kind, notes in kinds.items():
+    tried, refused = (sum(note[name] for note in notes) for name in ('tried', 'refused'))
+    rows.append([f'{kind} ({", ".join(dict.fromkeys(note["how"] for note in notes))})',
+                 f'{tried:,}', f'{tried - sum(len(note["wrong"]) for note in notes):,}',
+                 f'{refused:,} times a sentence, and no byte is changed; else what is read is right'])
   readers = results['readers']
   if readers:
     tried = sum(note['tried'] for note in readers)
