@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from fmnist_jax import machine
-from fmnist_jax.errors import ConfigError, UserError
+from fmnist_jax.errors import ConfigError, UserError, one_line
 from fmnist_jax.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
@@ -71,15 +71,6 @@ def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
             file=sys.stderr)
     code = 1
   sys.exit(code)
-
-
-def one_line(text: str) -> str:
-  """The text with line breaks and other control characters written out, as in '\\n'.
-
-  Of more than 2,000 characters the middle is left out.
-  """
-  found = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-  return found if len(found) <= 2000 else f'{found[:1200]} [...] {found[-700:]}'
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

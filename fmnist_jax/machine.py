@@ -21,7 +21,7 @@ from importlib import metadata
 
 from absl import logging as absl_logging
 
-from fmnist_jax.errors import BackendError
+from fmnist_jax.errors import BackendError, one_line
 
 DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
 
@@ -61,8 +61,9 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
   """
   if deterministic and not _backend_started():
     _add_flag(DETERMINISTIC_FLAG)
-  if _is_not_of_orbax not in _log.filters:
-    _log.addFilter(_is_not_of_orbax)
+  for each in (_is_not_of_orbax, _in_one_line):
+    if each not in _log.filters:
+      _log.addFilter(each)
   import jax
   try:
     name = jax.default_backend()
@@ -106,6 +107,12 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 _SETTINGS = {'jax_enable_x64': (False,), 'jax_disable_jit': (False,), 'jax_debug_nans': (False,),
              'jax_debug_infs': (False,), 'jax_numpy_dtype_promotion': ('standard',),
              'jax_transfer_guard': (None, 'allow', 'log')}
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+  """Names of files and classes are somebody's: a terminal must not obey what is in them."""
+  record.msg, record.args = one_line(record.getMessage()), ()
+  return True
 
 
 def check() -> None:

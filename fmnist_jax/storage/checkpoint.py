@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import json
+import math
 import os
 import pathlib
 import re
@@ -123,9 +124,14 @@ class Checkpoints:
     try:
       handler, _ = _handler()
       # Shapes first: what does not fit is not read, however large it claims to be.
-      found = {name: (np.dtype(array.dtype).name, tuple(array.shape))
-               for name, array in handler.metadata(directory / 'state').tree.items()}
-      _compare(directory, by_name, found)
+      stored = handler.metadata(directory / 'state').tree
+      _compare(directory, by_name, {name: (np.dtype(array.dtype).name, tuple(array.shape))
+                                    for name, array in stored.items()})
+      for name, array in stored.items():
+        chunk = array.storage.chunk_shape if array.storage else None
+        if chunk and math.prod(chunk) > math.prod(array.shape):
+          raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
+                                'in pieces that are larger than itself.')
       arrays = handler.restore(directory / 'state')
       progress = self._read_progress(directory)
     except CheckpointError:
