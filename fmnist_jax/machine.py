@@ -284,7 +284,7 @@ def _shrink(root: pathlib.Path, limit: int) -> None:
   files = []
   for path in root.glob('*/*'):
     with contextlib.suppress(OSError):
-      temporary = re.fullmatch(r'\.(\d{1,9})-[0-9a-f]{8}', path.name)
+      temporary = re.fullmatch(r'\.(\d{1,9})-[0-9a-f]+', path.name)
       if temporary and not _alive(int(temporary[1])):
         path.unlink()
       elif not path.name.startswith('.'):  # Such as .nfs0001 and .DS_Store: the system's.

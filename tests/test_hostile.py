@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 import test_main
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, report, settings
-from fmnist_jax.errors import BackendError, DataError, UserError, WorkdirError
+from fmnist_jax import data, machine, report, train
+from fmnist_jax.data import sources
+from fmnist_jax.errors import BackendError, ConfigError, DataError, UserError, WorkdirError
 from fmnist_jax.storage import files, readback
 from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.storage.workdir import History, Workdir
@@ -265,10 +267,29 @@ def test_output_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
   assert done.stderr.startswith('error: The output could not be written: No space left')
 
 
-def test_no_home_and_an_offline_fallback_without_a_name(tmp_path):
-  config = config_lib.Config()
-  config.data = settings.replace(config.data, {'offline_fallback': True, 'data_dir': ''})
+def test_a_user_without_a_home(monkeypatch):
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
+  monkeypatch.setattr(os.path, 'expanduser', lambda path: path)
   assert machine.cache_root().is_absolute()
+  with pytest.raises(DataError, match='no home directory; set TFDS_DATA_DIR'):
+    sources.tfds_folder()
+
+
+def test_a_workdir_without_a_name_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = config_lib.Config(data=config_lib.Data(offline_fallback=True))
+  unavailable = data.DataUnavailable('not to be had')
+  loaded = iter([unavailable, 'drawn'] * 2)
+  def load(_):
+    found = next(loaded)
+    if found is unavailable:
+      raise found
+    return found
+  monkeypatch.setattr(data, 'load', load)
+  assert train.load(config, pathlib.Path('.'))[1] == tmp_path.with_name(f'{tmp_path.name}-synthetic')
+  with pytest.raises(ConfigError, match='--workdir is /'):
+    train.load(config, pathlib.Path('/'))
 
 
 # Reports stay small.

@@ -162,7 +162,7 @@ def test_paths_that_cannot_be(path, tmp_path, monkeypatch):
     with pytest.raises(UserError):
       read(path)
   if path:
-    with pytest.raises(WorkdirError, match=r'cannot be used|holds files but no run'):
+    with pytest.raises(WorkdirError, match=r'cannot be (used|stored)|holds files but no run'):
       workdir.Workdir(path if path != '.' else '/', config_lib.Config())
 
 

@@ -44,7 +44,7 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path, lost):
   assert len(path.read_bytes().splitlines()) == 3
 
 
-@pytest.mark.parametrize('line', [b'{"step": 1', b'\x00\xff', b'', b'[1]', b'{"step": "1"}', b'{}',
+@pytest.mark.parametrize('line', [b'{"step": 1,', b'\x00\xff', b'', b'[1]', b'{"step": "1"}', b'{}',
                                   b'{"step": 1, "loss": NaN}', b'{"step": true}'])
 def test_a_damaged_line_is_named(tmp_path, line):
   path = tmp_path / 'm.jsonl'
