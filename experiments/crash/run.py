@@ -27,7 +27,7 @@ from fmnist_jax import command, machine
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
-PARTS = ('signal', 'broken', 'edits', 'readers', 'fault', 'kill')
+PARTS = ('signal', 'broken', 'edits', 'readers', 'fault', 'kill', 'population')
 
 
 def arguments() -> argparse.Namespace:
@@ -84,6 +84,7 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
   import edits
   import faults
   import kills
+  import populations
   import readers
   import signals
   if part == 'signal':
@@ -98,6 +99,8 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
   elif part == 'fault':
     faults.fault(campaign, 8 if quick else 80)
     faults.tmpfs(campaign, 2 if quick else 8)
+  elif part == 'population':
+    populations.kill(campaign, 4 if quick else 50)
   else:
     kills.kill(campaign, 12 if quick else 200, 1 if quick else 15)
 

@@ -29,7 +29,8 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   with np.load(workdir / 'predictions.npz') as predictions:
     for name in predictions.files:
       found[f'predictions.npz/{name}'] = _digest(predictions[name])
-  found['report'] = sorted(path.name for path in (workdir / 'report').iterdir())
+  # Members of a population have none.
+  found['report'] = sorted(path.name for path in (workdir / 'report').glob('*'))
   return found
 
 

@@ -16,7 +16,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
-                        'edits', 'readers')}
+                        'edits', 'readers', 'population')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
@@ -24,6 +24,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
           'broken': notes['broken'], 'broken run': notes['broken run'], 'edits': notes['edits'],
+          'population': notes['population'],
           'readers': notes['readers'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
@@ -108,6 +109,16 @@ def text(results: dict[str, Any]) -> str:
                  f'{kill["most_kills_of_a_run"]} times, then finished',
                  str(kill['runs_finished']), str(kill['runs_equal']),
                  'the bits of an uninterrupted run'])
+  members = results['population']
+  if members:
+    killed = [note for note in members if note['killed']]
+    rows.append(['`kill -9` of a population of four, in either mode', str(len(killed)),
+                 str(sum(not note['wrong'] for note in killed)),
+                 'nothing; the same command goes on'])
+    finished = [note for note in members if not note['killed']]
+    rows.append(['a population killed again and again, then finished', str(len(finished)),
+                 str(sum(not note['wrong'] for note in finished)),
+                 'the bits of every member of an uninterrupted one'])
   names = {'write': 'write fails', 'sync': 'fsync fails', 'rename': 'rename fails',
            'mkdir': 'mkdir fails', 'open': 'creating a file fails', 'truncate': 'ftruncate fails',
            'compiled programs': 'a call fails that keeps a compiled program',
