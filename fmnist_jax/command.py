@@ -6,6 +6,8 @@ Nothing that imports jax is imported before signals are watched: see `run`.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import os
 import signal
@@ -14,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from fmnist_jax import machine
-from fmnist_jax.errors import ConfigError, UserError
+from fmnist_jax.errors import ConfigError, UserError, one_line
 from fmnist_jax.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
@@ -59,16 +61,16 @@ def run(main: Callable[[Interrupt], None], *, leave: bool = True) -> NoReturn:
     # Whoever read our output has left. Python would fail again on flushing it at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 128 + signal.SIGPIPE
+  except OSError as error:
+    # The terminal is gone, or the disk that our output goes to is full.
+    if error.errno not in (errno.EIO, errno.ENOSPC) or error.filename is not None:
+      raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+      print(f'error: The output could not be written: {error.strerror}; what was saved is intact.',
+            file=sys.stderr)
+    code = 1
   sys.exit(code)
-
-
-def one_line(text: str) -> str:
-  """The text with line breaks and other control characters written out, as in '\\n'.
-
-  Of more than 2,000 characters the middle is left out.
-  """
-  found = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-  return found if len(found) <= 2000 else f'{found[:1200]} [...] {found[-700:]}'
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

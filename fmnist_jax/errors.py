@@ -48,6 +48,15 @@ class BackendError(UserError):
   """The accelerator or its compiler computes wrongly or lacks what was asked for."""
 
 
+def one_line(text: str) -> str:
+  """The text with line breaks and other control characters written out, as in '\\n'.
+
+  Of more than 2,000 characters the middle is left out.
+  """
+  found = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  return found if len(found) <= 2000 else f'{found[:1200]} [...] {found[-700:]}'
+
+
 def told(error: BaseException) -> str:
   """An error of somebody's own code in one line, with the line of that code."""
   frames = [frame for frame in traceback.extract_tb(error.__traceback__)

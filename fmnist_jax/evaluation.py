@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, machine, metrics, report, settings, sharding
-from fmnist_jax.errors import ConfigError, DataError, DivergenceError
+from fmnist_jax.errors import ConfigError, DataError, DivergenceError, UserError
 from fmnist_jax.storage import files
 from fmnist_jax.storage.workdir import Workdir
 from fmnist_jax.trained_model import load_run
@@ -119,18 +120,25 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
     probabilities: float32 [N, K].
     with_report: whether to write report/ too.
   """
+  directory.held()
   split, content = split_of(dataset, results['split']), io.BytesIO()
   np.savez(content, probabilities=probabilities, labels=split.labels)
   files.write_bytes(directory.path / 'predictions.npz', content.getvalue())
   if with_report:
     images, _ = split.arrays()
     shown = np.arange(min(1000, len(dataset.train)))
-    report.write(directory.path, history=directory.history.read(), results=results,
-                 probabilities=probabilities, labels=split.labels, images=images,
-                 train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
-                 class_names=dataset.class_names, config=config_lib.to_json(config),
-                 validation_labels=dataset.validation.labels if dataset.validation else None)
-  files.write_json(directory.path / 'results.json', results)
+    try:
+      report.write(directory.path, history=directory.history.read(), results=results,
+                   probabilities=probabilities, labels=split.labels, images=images,
+                   train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
+                   class_names=dataset.class_names, config=config_lib.to_json(config),
+                   validation_labels=dataset.validation.labels if dataset.validation else None)
+    except UserError:
+      raise  # A disk: the same command again writes it.
+    except Exception as error:  # Of matplotlib, which must not cost the results.
+      logging.warning('The report could not be drawn (%s: %s); the results are complete without '
+                      'it.', type(error).__name__, ' '.join(str(error).split())[:300])
+  files.write_json(directory.path / 'results.json', results, sealed=True)
 
 
 def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,
@@ -155,8 +163,9 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
   if not np.isfinite(probabilities).all():
     raise DivergenceError(f'The best model gives {split} images probabilities that are not finite; '
                           'train again with a lower optim.learning_rate or with optim.clip_norm.')
+  lost = progress.get('lost_epoch')
   return {
-      'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
+      **({'lost_epoch': lost} if lost else {}), 'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
       **metrics.summarize(probabilities, labels, described['class_names']),
       'parameters': parameters, 'best_epoch': progress['best_epoch'],
       'best_validation_accuracy': progress['best_validation_accuracy'],
@@ -204,5 +213,5 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   measured = results(described=described, split=split, probabilities=probabilities,
                      labels=chosen.labels, parameters=run.parameters, progress=run.progress,
                      train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
-  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', measured)
+  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', measured, sealed=True)
   return measured

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once while there is nothing to save, at the next safe point otherwise.
+"""SIGTERM, SIGHUP and Ctrl-C: at once while there is nothing to save, at the next safe point otherwise.
 
 This module imports the standard library alone, so that a program can install `Interrupt` before
 it spends seconds importing jax.
@@ -67,7 +67,7 @@ class Unwatched:
 
 
 class Interrupt:
-  """A context in which SIGTERM and SIGINT are orderly requests to leave.
+  """A context in which SIGTERM, SIGHUP and SIGINT are orderly requests to leave.
 
   Outside `deferred` a signal raises `Interrupted` in the main thread at once; if a long C call
   keeps Python from doing so for `GRACE_SECONDS`, the process exits. A program of its own has it
@@ -139,7 +139,7 @@ class Interrupt:
                                     daemon=True)
     self._thread.start()
     self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._ignored
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
       if signal.getsignal(signum) is not signal.SIG_IGN:
         self._previous[signum] = signal.signal(signum, self._handle)
     return self

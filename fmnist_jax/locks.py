@@ -21,6 +21,6 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      logging.info('Waiting for another process that is at work in %s.', os.path.dirname(path))
+      logging.warning('Waiting for another process that is at work in %s.', os.path.dirname(path))
       fcntl.flock(file, fcntl.LOCK_EX)
     yield

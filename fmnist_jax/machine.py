@@ -14,12 +14,14 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import secrets
+import stat
 from importlib import metadata
 
 from absl import logging as absl_logging
 
-from fmnist_jax.errors import BackendError
+from fmnist_jax.errors import BackendError, one_line
 
 DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
 
@@ -59,8 +61,9 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
   """
   if deterministic and not _backend_started():
     _add_flag(DETERMINISTIC_FLAG)
-  if _is_not_of_orbax not in _log.filters:
-    _log.addFilter(_is_not_of_orbax)
+  for each in (_is_not_of_orbax, _in_one_line):
+    if each not in _log.filters:
+      _log.addFilter(each)
   import jax
   try:
     name = jax.default_backend()
@@ -100,15 +103,39 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
   return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
-@functools.cache
+# jax's settings that would change results, or stop a run half-way, and what they must be.
+_SETTINGS = {'jax_enable_x64': (False,), 'jax_disable_jit': (False,), 'jax_debug_nans': (False,),
+             'jax_debug_infs': (False,), 'jax_numpy_dtype_promotion': ('standard',),
+             'jax_transfer_guard': (None, 'allow', 'log')}
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+  """Names of files and classes are somebody's: a terminal must not obey what is in them."""
+  record.msg, record.args = one_line(record.getMessage()), ()
+  return True
+
+
 def check() -> None:
-  """Computes something whose answer is known, in a few milliseconds beside its compilation.
+  """Checks jax's settings, and computes something whose answer is known.
+
+  Raises:
+    BackendError: when the answer is wrong, or a setting is one that results depend on.
+  """
+  import jax
+  for name, right in _SETTINGS.items():
+    value = jax.config.values.get(name, right[0])
+    if value not in right:
+      raise BackendError(f'{name.upper()} is {value}, with which results are not those that are '
+                         'promised, or none at all; unset it.')
+  _check_known_answer()
+
+
+@functools.cache
+def _check_known_answer() -> None:
+  """Takes a few milliseconds beside its compilation.
 
   jaxlib 0.10.2 is wrong on CPU from row 32,768 on (jax-ml/jax#39103). All numbers are small
   integers, which every precision and every order of summation represents exactly.
-
-  Raises:
-    BackendError: when the answer is wrong.
   """
   import jax
   import jax.numpy as jnp
@@ -141,6 +168,11 @@ def make_private(directory: pathlib.Path) -> None:
   status = directory.stat()
   if status.st_uid != os.geteuid() or status.st_mode & 0o022:
     raise PermissionError(0, 'others can write there')
+  for parent in directory.resolve().parents:  # Who can write in one can put another in its place.
+    status = parent.stat()
+    if status.st_uid not in (0, os.geteuid()) or (
+        status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+      raise PermissionError(0, f'others can write in {parent}')
 
 
 def seal(fresh: pathlib.Path, path: pathlib.Path) -> None:
@@ -252,9 +284,10 @@ def _shrink(root: pathlib.Path, limit: int) -> None:
   files = []
   for path in root.glob('*/*'):
     with contextlib.suppress(OSError):
-      if path.name.startswith('.') and not _alive(int(path.name[1:].split('-')[0])):
+      temporary = re.fullmatch(r'\.(\d{1,9})-[0-9a-f]+', path.name)
+      if temporary and not _alive(int(temporary[1])):
         path.unlink()
-      else:
+      elif not path.name.startswith('.'):  # Such as .nfs0001 and .DS_Store: the system's.
         status = path.stat()
         files.append((status.st_mtime, status.st_size, path))
   total = sum(size for _, size, _ in files)
@@ -277,12 +310,28 @@ def _alive(process: int) -> bool:
 def cache_root() -> pathlib.Path:
   """Where compiled programs of all kinds are kept for this user."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  if home.startswith('~'):  # A user without a home; `make_private` sees that it is nobody else's.
+    home = f'/tmp/cache-{os.geteuid()}'
   return pathlib.Path(home) / 'fmnist_jax'
 
 
 def memory() -> int:
-  """Bytes of main memory."""
-  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  """Bytes of main memory that this process may use: the machine's, or its control group's."""
+  limits = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
+  with contextlib.suppress(OSError):
+    for line in pathlib.Path('/proc/self/cgroup').read_text().splitlines():
+      _, controllers, own = line.split(':', 2)
+      # Version 2 has one tree without a name; a group is bound by those that it is in, too.
+      tree, name = (('', 'memory.max') if not controllers else
+                    ('memory', 'memory.limit_in_bytes'))
+      if controllers and 'memory' not in controllers.split(','):
+        continue
+      group = pathlib.PurePosixPath(own)
+      for each in (group, *group.parents):
+        file = pathlib.Path('/sys/fs/cgroup', tree, str(each).lstrip('/'), name)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'.
+          limits.append(int(file.read_text()))
+  return min(limits)
 
 
 def return_memory() -> None:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import itertools
 import json
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ import numpy as np
 from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmnist_jax import errors
+from fmnist_jax import errors, machine
 from fmnist_jax.errors import BackendError, UserError
 from fmnist_jax.interrupt import Interrupted, Signals
 
@@ -51,15 +53,53 @@ def start(coordinator: str, number: int | None, index: int | None) -> None:
     BackendError: when they do not find each other.
   """
   address = None if coordinator == 'auto' else coordinator
+  bind = _bind(coordinator) if address and not index else None
   try:
-    jax.distributed.initialize(address, number, index)
+    jax.distributed.initialize(address, number, index, coordinator_bind_address=bind)
   except (RuntimeError, ValueError) as error:
     raise BackendError(f'The processes did not find each other ({_line(error)}); start all of '
                        'them with the same --coordinator and --processes, and another --process '
                        'each.') from error
+  together(_check_versions)
   if not is_primary():  # Process 0 says the same.
     logging.getLogger('absl').setLevel(logging.ERROR)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_versions() -> None:
+  """Raises BackendError where this process computes with other software than process 0."""
+  here = {name: machine.versions()[name] for name in ('fmnist_jax', 'jax', 'jaxlib')}
+  first = json.loads(_exchange(json.dumps(here), [0])[0])
+  other = [f'{name} {first[name]} and {here[name]}' for name in here if here[name] != first[name]]
+  if other:
+    raise BackendError(f'Process 0 and process {distributed.global_state.process_id} have different '
+                       f'versions ({", ".join(other)}); install the same everywhere.')
+
+
+def _bind(coordinator: str) -> str | None:
+  """Where process 0 listens: on a numeric or local address alone, where one was named.
+
+  Other names mean another address here, often, than they do to the others; with them, as without
+  `bind`, it listens on all interfaces.
+
+  Raises:
+    BackendError: when somebody listens there already.
+  """
+  host, _, port = coordinator.rpartition(':')
+  host = host.strip('[]')
+  try:
+    local = ipaddress.ip_address('127.0.0.1' if host == 'localhost' else host)
+  except ValueError:
+    local = None
+  family = socket.AF_INET6 if local and local.version == 6 else socket.AF_INET
+  with socket.socket(family) as trial:
+    try:
+      trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      trial.bind((str(local) if local else '', int(port)))
+    except (OSError, OverflowError) as error:
+      raise BackendError(f'{coordinator} cannot be listened on ({error}); choose a free port of '
+                         'this machine for --coordinator.') from error
+  return (f'[{local}]:{port}' if family == socket.AF_INET6 else f'{local}:{port}') if local else None
 
 
 def count() -> int:

@@ -41,7 +41,8 @@ class Programs:
     config: with nothing left to 'auto'.
     mesh: what the programs run on.
     horizon: how long the run is.
-    compile_seconds: spent compiling so far.
+    compile_seconds: that this thread spent compiling so far.
+    waited_seconds: that it waited for another thread to compile what it needed, too.
   """
 
   def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
@@ -55,9 +56,19 @@ class Programs:
       raise ConfigError(f'train.epochs is {settings.shown(config.train.epochs)}: with '
                         f'{self.horizon.steps_per_epoch:,} steps an epoch there may be at most '
                         f'{(2**31 - 1) // self.horizon.steps_per_epoch:,}.')
-    self.compile_seconds = 0.0
+    self._seconds = threading.local()
     self._compiled: dict[Any, Any] = {}
     self._lock = threading.Lock()
+
+  @property
+  def compile_seconds(self) -> float:
+    """See the class."""
+    return getattr(self._seconds, 'compile', 0.0)
+
+  @property
+  def waited_seconds(self) -> float:
+    """See the class."""
+    return getattr(self._seconds, 'waited', 0.0)
 
   @property
   def module(self) -> Any:
@@ -196,12 +207,16 @@ class Programs:
     """
     leaves, structure = jax.tree.flatten(args)
     signature = (function.__name__, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+    if signature in self._compiled:
+      return self._compiled[signature]
+    began = time.perf_counter()
     with self._lock:  # Members of a population may train in several threads.
+      waited = time.perf_counter()
       if signature not in self._compiled:
-        began = time.perf_counter()
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
             out_shardings=layout or self.layout).lower(*args).compile()
         machine.return_memory()
-        self.compile_seconds += time.perf_counter() - began
-      return self._compiled[signature]
+    self._seconds.waited = self.waited_seconds + waited - began
+    self._seconds.compile = self.compile_seconds + time.perf_counter() - waited
+    return self._compiled[signature]

@@ -127,6 +127,9 @@ def load(config: config_lib.Config,
     instead = config.data.fallback()
     if instead is None:
       raise
+    directory = directory.absolute()
+    if not directory.name:
+      raise ConfigError(f'--workdir is {directory}; name a directory that may be made.') from error
     directory = directory.with_name(f'{directory.name}-synthetic')
     logging.warning('%s', error)
     logging.warning('=' * 88)

@@ -68,7 +68,7 @@ class TrainedModel:
   @property
   def results(self) -> dict[str, Any]:
     """The contents of results.json; raises WorkdirError when the run is not finished."""
-    return files.read_json(self.workdir / 'results.json', readback.RESULTS)
+    return files.read_json(self.workdir / 'results.json', readback.RESULTS, sealed=True)
 
   @property
   def history(self) -> list[dict[str, Any]]:
@@ -153,4 +153,14 @@ def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> Trained
     UserError: when there is no such run or checkpoint, or it is damaged.
   """
   directory = pathlib.Path(directory)
-  return TrainedModel(directory, workdir.read_config(directory), checkpoint)
+  config = workdir.read_config(directory)
+  checkpoints = Checkpoints(directory / 'checkpoints')
+  for _ in range(20):
+    before = checkpoints.steps()
+    try:
+      return TrainedModel(directory, config, checkpoint)
+    except CheckpointError:
+      if checkpoints.steps() == before:  # Else a trainer at work has removed what was read.
+        raise
+  raise CheckpointError(f'The checkpoints of {directory} change faster than they can be read; '
+                        'wait for the run, or name another step.')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, evaluation, processes, report, step
@@ -39,6 +41,7 @@ class Progress:
     finished: whether training is over.
     seconds: spent so far, over all starts: data, compile, train.
     data: `describe(dataset)`.
+    lost_epoch: the best epoch, where its checkpoint was damaged and another takes its place.
   """
   epoch: int = 0
   best_epoch: int = 0
@@ -49,11 +52,13 @@ class Progress:
   seconds: dict[str, float] = dataclasses.field(
       default_factory=lambda: {'data': 0.0, 'compile': 0.0, 'train': 0.0})
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
+  lost_epoch: int | None = None
 
   @classmethod
   def from_json(cls, saved: Mapping[str, Any]) -> Progress:
     """What `dataclasses.asdict` made JSON of."""
-    return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)})
+    return cls(**{field.name: saved[field.name] for field in dataclasses.fields(cls)
+                  if field.name in saved})
 
   def decide(self, record: Mapping[str, Any], train: config_lib.Train) -> bool:
     """Takes in an epoch's record; returns whether it is the best so far.
@@ -87,19 +92,21 @@ class Stopwatch:
   def __init__(self, programs: Any):
     self._programs = programs
     self._began, self._compiled = time.perf_counter(), programs.compile_seconds
+    self._waited = programs.waited_seconds
 
   def start(self, seconds: dict[str, float]) -> None:
     """Training begins: of the time until now only what was compiled is booked."""
     self._began = time.perf_counter() - (self._programs.compile_seconds - self._compiled)
+    self._waited = self._programs.waited_seconds
     self.book(seconds)
 
   def book(self, seconds: dict[str, float]) -> None:
     """Adds the seconds since the last call to `compile` and `train` of `Progress.seconds`."""
     now, compiled = time.perf_counter(), self._programs.compile_seconds
-    compiling = compiled - self._compiled
+    compiling, waited = compiled - self._compiled, self._programs.waited_seconds
     seconds['compile'] += compiling
-    seconds['train'] += now - self._began - compiling
-    self._began, self._compiled = now, compiled
+    seconds['train'] += now - self._began - compiling - (waited - self._waited)
+    self._began, self._compiled, self._waited = now, compiled, waited
 
 
 class Trainer:
@@ -135,7 +142,7 @@ class Trainer:
     self.console, self.signals, self.on_record = console, signals, on_record
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = Progress(data=describe(equipment.dataset))
-    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS)
+    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS, directory.held)
     self.directory, self.history = directory.path, directory.history
     self.taken = 0
     self.saved: set[int] = set()  # Steps of the last checkpoint, and of the best that it knew.
@@ -168,6 +175,33 @@ class Trainer:
     for name, tree in self.programs.put(restored).items():
       setattr(self, name, tree)
     self.taken = taken
+
+  def restore_best(self) -> None:
+    """Takes the weights that validation chose; where they are damaged, the best intact ones."""
+    try:
+      self.restore(self.progress.best_step)
+    except CheckpointError as error:
+      def choose() -> list[int]:
+        steps, intact = self.checkpoints.steps(), []
+        for taken in steps:
+          with contextlib.suppress(CheckpointError):
+            self.checkpoints.verify(taken)
+            intact.append(taken)
+        return intact
+      intact = set(processes.of_primary(choose)) - {self.progress.best_step}
+      others = Progress()
+      for record in processes.of_primary(self.history.read):
+        if record['step'] in intact:
+          others.decide(record, self.config.train)
+      if not others.best_epoch:
+        raise
+      logging.warning('%s The best epoch, %d, is lost: epoch %d takes its place.', error,
+                      self.progress.best_epoch, others.best_epoch)
+      self.progress = dataclasses.replace(
+          self.progress, best_epoch=others.best_epoch, best_step=others.best_step,
+          best_value=others.best_value, lost_epoch=self.progress.best_epoch,
+          best_validation_accuracy=others.best_validation_accuracy)
+      self.restore(self.progress.best_step)
 
   def resume(self) -> None:
     """Goes on from the newest intact checkpoint, if there is one."""
@@ -347,7 +381,7 @@ class Trainer:
 
   def finish(self, *, with_report: bool = True) -> dict[str, Any]:
     """Measures the best checkpoint; writes predictions, report and, last, results.json."""
-    self.restore(self.progress.best_step)
+    self.restore_best()
     probabilities, seconds = self.predict(self.state)
     results = self.write(self.workdir, self.config, self.progress, probabilities, seconds,
                          with_report=with_report)

@@ -22,7 +22,7 @@ from fmnist_jax.config import (
 from fmnist_jax.interrupt import Interrupted
 from fmnist_jax.trained_model import load_run
 
-TIMES = ('seconds', 'images_per_second')
+TIMES = ('seconds', 'images_per_second', 'seal')
 
 
 def full_config(**train):
@@ -69,7 +69,8 @@ def history(directory):
 
 
 def results(directory):
-  return without_times(json.loads((pathlib.Path(directory) / 'results.json').read_text()))
+  found = json.loads((pathlib.Path(directory) / 'results.json').read_text())
+  return without_times(found)
 
 
 def newest_checkpoint(directory):

@@ -9,6 +9,7 @@ import scipy.stats
 from fmnist_jax import compare, metrics
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.population import comparison
+from fmnist_jax.storage import files, workdir
 
 CLASSES = [f'class {k}' for k in range(10)]
 
@@ -25,11 +26,13 @@ def write_run(path, labels, right, seed, gap=0.02, sha='a', split='test'):
            'best_epoch': 2, 'best_validation_accuracy': 0.9, 'epochs': 3, 'seed': seed,
            'seconds': {'data': 1.0, 'compile': 2.0, 'train': 6.0, 'evaluate': 1.0},
            'data_sha256': {'file': sha}, 'versions': {}, 'device': '1 x cpu'}
-  (path / 'results.json').write_text(json.dumps(found))
+  files.write_json(path / 'results.json', found, sealed=True)
   records = [{'step': 10 * k, 'epoch': k, 'clean_train_loss': 0.3, 'validation_loss': 0.3,
               'clean_train_accuracy': 0.9 + gap * (k == 2), 'validation_accuracy': 0.9}
              for k in (1, 2, 3)]
-  (path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+  (path / 'metrics.jsonl').unlink(missing_ok=True)
+  for record in records:
+    workdir.History(path / 'metrics.jsonl').append(record)
   return found
 
 

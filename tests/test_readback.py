@@ -162,7 +162,7 @@ def test_paths_that_cannot_be(path, tmp_path, monkeypatch):
     with pytest.raises(UserError):
       read(path)
   if path:
-    with pytest.raises(WorkdirError, match=r'cannot be used|holds files but no run'):
+    with pytest.raises(WorkdirError, match=r'cannot be (used|stored)|holds files but no run'):
       workdir.Workdir(path if path != '.' else '/', config_lib.Config())
 
 
@@ -219,8 +219,9 @@ def test_overrides_nobody_expects(monkeypatch):
 
 def test_a_history_cut_at_every_byte_has_its_whole_lines(tmp_path):
   good = records(4)
-  lines = [json.dumps(record).encode() + b'\n' for record in good]
-  content = b''.join(lines)
+  for record in good:
+    workdir.History(tmp_path / 'metrics.jsonl').append(record)
+  content = (tmp_path / 'metrics.jsonl').read_bytes()
   for length in range(len(content) + 1):
     (tmp_path / 'metrics.jsonl').write_bytes(content[:length])
     whole = content[:length].count(b'\n')
@@ -232,8 +233,10 @@ def test_a_history_cut_at_every_byte_has_its_whole_lines(tmp_path):
 
 
 def test_broken_histories(tmp_path):
-  good = b''.join(json.dumps(record).encode() + b'\n' for record in records(4))
   path = tmp_path / 'metrics.jsonl'
+  for record in records(4):
+    workdir.History(path).append(record)
+  good = path.read_bytes()
 
   @fuzzing.SETTINGS
   @hypothesis.given(fuzzing.RANDOM)

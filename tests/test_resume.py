@@ -270,6 +270,8 @@ def test_a_history_that_was_tampered_with_is_not_gone_on_with(tmp_path, change, 
   with pytest.raises(Interrupted):
     train_and_evaluate(runs.full_config(), tmp_path / 'run', signals=runs.InterruptAt(9))
   path = tmp_path / 'run' / 'metrics.jsonl'
-  path.write_text(json.dumps(json.loads(path.read_text()) | change) + '\n')
+  record, = workdir.History(path).read()
+  path.unlink()
+  workdir.History(path).append(record | change)
   with pytest.raises(CheckpointError, match=says):
     train_and_evaluate(runs.full_config(), tmp_path / 'run')

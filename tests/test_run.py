@@ -20,7 +20,8 @@ from fmnist_jax import evaluation
 from fmnist_jax import trainer as session
 from fmnist_jax.errors import CheckpointError, DataError, DivergenceError, UserError, WorkdirError
 from fmnist_jax.population import summary
-from fmnist_jax.storage import manifest
+from fmnist_jax.storage import files, manifest
+from fmnist_jax.storage.workdir import History
 from fmnist_jax.train import train_and_evaluate
 
 # In float32 programs for other numbers of images or devices agree to 1e-6; in bfloat16 only to
@@ -37,7 +38,7 @@ def _finished(tmp_path_factory):
 
 def test_results_agree_with_scikit_learn(finished):
   directory, found = finished
-  assert found == json.loads((directory / 'results.json').read_text())
+  assert found == files.read_json(directory / 'results.json', sealed=True)
   with np.load(directory / 'predictions.npz') as file:
     probabilities, labels = file['probabilities'], file['labels']
   assert probabilities.shape == (90, 10) and probabilities.dtype == np.float32
@@ -61,7 +62,7 @@ def test_results_agree_with_scikit_learn(finished):
 def test_compiling_is_not_booked_as_training(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(session.time, 'perf_counter', lambda: now[0])
-  programs = types.SimpleNamespace(compile_seconds=7.0)
+  programs = types.SimpleNamespace(compile_seconds=7.0, waited_seconds=0.0)
   watch, seconds = session.Stopwatch(programs), {'data': 1.0, 'compile': 2.0, 'train': 3.0}
 
   def pass_time(wall, compiling):
@@ -87,7 +88,7 @@ def test_results_and_history_have_the_promised_fields(finished):
   assert found['synthetic'] is True and found['split'] == 'test'
   assert set(found['seconds']) == {'data', 'compile', 'train', 'evaluate'}
   assert all(value > 0 for value in found['seconds'].values())
-  records = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+  records = History(directory / 'metrics.jsonl').read()
   assert [record['epoch'] for record in records] == list(range(1, found['epochs'] + 1))
   assert [record['step'] for record in records] == [20 * n for n in range(1, found['epochs'] + 1)]
   for record in records:
@@ -113,7 +114,7 @@ def test_evaluating_the_checkpoint_gives_the_results_of_the_run(finished):
   directory, found = finished
   again = fmnist_jax.evaluate_run(directory, 'test', 'best')
   assert runs.without_times(again) == runs.without_times(found)
-  assert json.loads((directory / 'results-test-best.json').read_text()) == again
+  assert files.read_json(directory / 'results-test-best.json', sealed=True) == again
   validation = fmnist_jax.evaluate_run(directory, 'validation', 'best')
   assert validation['accuracy'] == pytest.approx(found['best_validation_accuracy'], abs=1e-9)
   assert validation['examples'] == 100

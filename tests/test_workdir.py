@@ -44,11 +44,14 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path, lost):
   assert len(path.read_bytes().splitlines()) == 3
 
 
-@pytest.mark.parametrize('line', [b'{"step": 1', b'\x00\xff', b'', b'[1]', b'{"step": "1"}', b'{}',
+@pytest.mark.parametrize('line', [b'{"step": 1,', b'\x00\xff', b'', b'[1]', b'{"step": "1"}', b'{}',
                                   b'{"step": 1, "loss": NaN}', b'{"step": true}'])
 def test_a_damaged_line_is_named(tmp_path, line):
   path = tmp_path / 'm.jsonl'
-  path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
+  sealed: list[bytes] = []
+  for body in (b'{"step": 0', line.removesuffix(b'}'), b'{"step": 2'):
+    sealed.append(body + workdir_lib._SEAL % workdir_lib._seal(sealed, body))
+  path.write_bytes(b''.join(sealed))
   before = path.read_bytes()
   for read in (lambda h: h.read(), lambda h: h.truncate(0)):
     with pytest.raises(WorkdirError, match=r'Line 2 of .*m\.jsonl is damaged'):

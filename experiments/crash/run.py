@@ -27,7 +27,7 @@ from fmnist_jax import command, machine
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
-PARTS = ('signal', 'broken', 'readers', 'fault', 'kill')
+PARTS = ('signal', 'broken', 'edits', 'readers', 'fault', 'kill', 'population')
 
 
 def arguments() -> argparse.Namespace:
@@ -81,8 +81,10 @@ def main(interrupt: Interrupt) -> None:
 
 def _try(part: str, campaign: Any, quick: bool) -> None:
   import broken
+  import edits
   import faults
   import kills
+  import populations
   import readers
   import signals
   if part == 'signal':
@@ -90,11 +92,15 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
   elif part == 'broken':
     broken.damage(campaign, 2 if quick else 10)
     broken.command_line(campaign)
+  elif part == 'edits':
+    edits.edit(campaign, 1 if quick else 5)
   elif part == 'readers':
     readers.read(campaign, 50 if quick else 5_000)
   elif part == 'fault':
     faults.fault(campaign, 8 if quick else 80)
     faults.tmpfs(campaign, 2 if quick else 8)
+  elif part == 'population':
+    populations.kill(campaign, 4 if quick else 50)
   else:
     kills.kill(campaign, 12 if quick else 200, 1 if quick else 15)
 

@@ -16,14 +16,15 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
-                        'readers')}
+                        'edits', 'readers', 'population')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
           'fault': _faults(notes['fault']) if notes['fault'] else {},
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
-          'broken': notes['broken'], 'broken run': notes['broken run'],
+          'broken': notes['broken'], 'broken run': notes['broken run'], 'edits': notes['edits'],
+          'population': notes['population'],
           'readers': notes['readers'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
@@ -108,6 +109,16 @@ def text(results: dict[str, Any]) -> str:
                  f'{kill["most_kills_of_a_run"]} times, then finished',
                  str(kill['runs_finished']), str(kill['runs_equal']),
                  'the bits of an uninterrupted run'])
+  members = results['population']
+  if members:
+    killed = [note for note in members if note['killed']]
+    rows.append(['`kill -9` of a population of four, in either mode', str(len(killed)),
+                 str(sum(not note['wrong'] for note in killed)),
+                 'nothing; the same command goes on'])
+    finished = [note for note in members if not note['killed']]
+    rows.append(['a population killed again and again, then finished', str(len(finished)),
+                 str(sum(not note['wrong'] for note in finished)),
+                 'the bits of every member of an uninterrupted one'])
   names = {'write': 'write fails', 'sync': 'fsync fails', 'rename': 'rename fails',
            'mkdir': 'mkdir fails', 'open': 'creating a file fails', 'truncate': 'ftruncate fails',
            'compiled programs': 'a call fails that keeps a compiled program',
@@ -143,6 +154,14 @@ def text(results: dict[str, Any]) -> str:
                    str(sum(note.get('tried', 1) - len(note['wrong']) for note in notes)),
                    'a sentence that names the file; exit code 1' if alone else
                    'a warning that names the file; the run goes on from the older one'])
+  kinds: dict[str, list[dict[str, Any]]] = {}
+  for note in results['edits']:
+    kinds.setdefault(note['kind'], []).append(note)
+  for kind, notes in kinds.items():
+    tried, refused = (sum(note[name] for note in notes) for name in ('tried', 'refused'))
+    rows.append([f'{kind} ({", ".join(dict.fromkeys(note["how"] for note in notes))})',
+                 f'{tried:,}', f'{tried - sum(len(note["wrong"]) for note in notes):,}',
+                 f'{refused:,} times a sentence, and no byte is changed; else what is read is right'])
   readers = results['readers']
   if readers:
     tried = sum(note['tried'] for note in readers)

@@ -107,6 +107,18 @@ class Dataset:
   validation: Split | None = None
   clean_train: Split | None = None
 
+  def __post_init__(self) -> None:
+    """Raises DataError for names that nobody could tell apart, or that a terminal would obey."""
+    seen: set[str] = set()
+    for name in (self.name, *self.class_names):
+      if not name.isprintable():
+        raise DataError(f'The data set or class {name!r} has control characters in its name; '
+                        'rename it.')
+    for name in self.class_names:
+      if name in seen:
+        raise DataError(f'{self.name} has two classes of the name {name!r}; rename one.')
+      seen.add(name)
+
   @classmethod
   def of_arrays(cls, name: str, images: Any, labels: Any, test_images: Any = None,
                 test_labels: Any = None, class_names: Any = None, *,
@@ -142,6 +154,9 @@ class Dataset:
         raise DataError(f'{name}: test_images are {test_images.shape[1:]}, but images are '
                         f'{images.shape[1:]}; make them alike.')
     else:
+      if len(labels) < 2:
+        raise DataError(f'{name} has one image; there must be two at least, one to train on and '
+                        'one to test on.')
       held = splits.balanced(labels, max(len(labels) // 10, 1), splits.TEST)
       test_images, test_labels = images[held], labels[held]
       kept = np.setdiff1d(np.arange(len(labels)), held)

@@ -90,6 +90,8 @@ class Prepared:
   def _read(self, split: str, in_memory: bool) -> tuple[Source, np.ndarray]:
     builder = self._make()
     source = builders.source(builder, split)
+    if len(source) != builder.examples(split):
+      raise DataError(f'it has {len(source):,} examples of {builder.examples(split):,}')
     digest = builders.Digest(len(source))
     kept, labels = [], []
     for images, some_labels in source.scan():

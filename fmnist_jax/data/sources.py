@@ -22,7 +22,11 @@ ENVIRONMENT = 'FMNIST_DATA_DIR'
 
 def tfds_folder() -> pathlib.Path:
   """`$TFDS_DATA_DIR`, or `~/tensorflow_datasets`: where TFDS keeps prepared data."""
-  return pathlib.Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
+  folder = os.path.expanduser(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets')
+  if folder.startswith('~'):
+    raise DataError('There is no place for prepared data, as this user has no home directory; set '
+                    'TFDS_DATA_DIR to a folder.')
+  return pathlib.Path(folder)
 
 
 def named(name: str, data_dir: str) -> Files | None:
@@ -119,10 +123,10 @@ def download_folder(original: Original) -> pathlib.Path:
 
 def _caches(original: Original) -> Iterator[pathlib.Path]:
   yield download_folder(original)
-  keras = pathlib.Path(os.environ.get('KERAS_HOME') or '~/.keras').expanduser()
-  yield keras / 'datasets' / original.folder
+  keras = os.path.expanduser(os.environ.get('KERAS_HOME') or '~/.keras')
+  yield pathlib.Path(keras, 'datasets', original.folder)
   for root in ('data', '.', '~/data', '~/.cache/torchvision', '~/.torch'):
-    yield pathlib.Path(root).expanduser() / original.torchvision_folder / 'raw'
+    yield pathlib.Path(os.path.expanduser(root), original.torchvision_folder, 'raw')
 
 
 def _by_content(folder: pathlib.Path, size: int, sha256: str) -> pathlib.Path | None:

@@ -7,6 +7,7 @@ and a forest plot.
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import pathlib
 from collections.abc import Sequence
@@ -205,11 +206,17 @@ def notes(rows: Sequence[dict[str, Any]]) -> str:
           'each interval stands for itself, none is corrected for their number.')
 
 
+def plain(text: str) -> str:
+  """Text that Markdown shows as it is: names are somebody's, and could be HTML."""
+  return html.escape(text, quote=False).replace('|', '&#124;').replace('`', '&#96;')
+
+
 def markdown(compared: dict[str, Any]) -> str:
   """compare.md."""
   header, *lines = cells(compared['systems'])
+  lines = [[plain(cell) for cell in line] for line in lines]
   table = [header, ['---', *['---:'] * (len(header) - 1)], *lines]
   text = '\n'.join(f'| {" | ".join(line)} |' for line in table)
-  words = '\n'.join(f'- {entry["words"]}' for entry in compared['differences'])
-  return (f'{text}\n\n{notes(compared["systems"])}\n\n{words}\n\n'
+  words = '\n'.join(f'- {plain(entry["words"])}' for entry in compared['differences'])
+  return (f'{text}\n\n{plain(notes(compared["systems"]))}\n\n{words}\n\n'
           '![accuracy and differences with their intervals](forest.png)\n')

@@ -66,6 +66,11 @@ class MemberPrograms:
     """See `Programs`."""
     return self.alone.compile_seconds
 
+  @property
+  def waited_seconds(self) -> float:
+    """See `Programs`."""
+    return self.alone.waited_seconds
+
   def put(self, tree: Any) -> Any:
     """Places host arrays with a member axis."""
     return sharding.put(tree, self.layout)

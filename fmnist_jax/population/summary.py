@@ -53,10 +53,10 @@ def read(path: pathlib.Path) -> Finished:
   if not os.path.exists(path / 'results.json'):
     raise WorkdirError(f'{path} is not a finished run: it has no results.json; train it to its '
                        'end first.')
-  results = files.read_json(path / 'results.json', readback.RESULTS)
+  results = files.read_json(path / 'results.json', readback.RESULTS, sealed=True)
   try:
     with readback.open_regular(path / 'predictions.npz') as file:
-      arrays = readback.arrays(file, ('probabilities', 'labels'))
+      arrays = readback.arrays(file, ('probabilities', 'labels'), packed=False)
     _check_predictions(arrays, results)
   except (OSError, ValueError) as error:
     raise WorkdirError(f'{path / "predictions.npz"} could not be read ({str(error).rstrip(".")}); '

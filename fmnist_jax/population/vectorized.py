@@ -82,8 +82,9 @@ class Group(Trainer):
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
                                        describe(equipment.dataset))
-    self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS)
-    self.history = History(directory / 'metrics.jsonl')
+    held = members[0][1].held
+    self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
+    self.history = History(directory / 'metrics.jsonl', held)
     self.taken, self.saved = 0, set()
     lanes = [config for config, _ in members]
     lanes += lanes[-1:] * (self.size - len(members))

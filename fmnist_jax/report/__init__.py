@@ -46,7 +46,7 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
 
   num_classes = len(class_names)
   samples = examples.first_of_each_class(train_images, train_labels[:len(train_images)],
-                                         num_classes, SAMPLES)
+                                         min(num_classes, pictures.MOST_ROWS), SAMPLES)
   wrong = examples.confident_mistakes(probabilities, labels, images, MISTAKES)
   right = examples.right_of_each_class(probabilities, labels, images, SAMPLES)
   splits = {'train': train_labels}
@@ -65,7 +65,8 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
          lambda theme: pictures.class_distribution(splits, class_names, theme))):
       charts[name] = (canvas.png(draw(canvas.LIGHT)), canvas.png(draw(canvas.DARK)))
     files = {f'{name}.png': light for name, (light, _) in charts.items()}
-    files['samples.png'] = canvas.png(pictures.samples(samples, class_names, canvas.LIGHT))
+    files['samples.png'] = canvas.png(
+        pictures.samples(samples, class_names[:len(samples)], canvas.LIGHT))
     files['mistakes.png'] = canvas.png(
         pictures.mistakes(wrong, right, class_names, canvas.LIGHT))
   text = page.render(history=history, results=results, config=config, class_names=class_names,

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 
+MOST_PIXELS = 128  # of a side
+
+
 class Example(NamedTuple):
   """One image with what it is and what it was taken for."""
   place: int  # in the evaluated split, from 0
@@ -18,10 +21,17 @@ class Example(NamedTuple):
 
 
 def to_rgb(image_HxWxC: np.ndarray) -> np.ndarray:
-  """uint8 [H, W, 3] of an image with 3 channels, or the first channel of any other as grey."""
-  if image_HxWxC.shape[-1] == 3:
-    return image_HxWxC
-  return np.repeat(image_HxWxC[..., :1], 3, axis=-1)
+  """uint8 [H, W, 3] of an image with 3 channels, or the first channel of any other as grey.
+
+  Of a large image some pixels are left out, and those of a long one are drawn wider, so that a
+  report stays small whatever the images are.
+  """
+  height, width = image_HxWxC.shape[:2]
+  step = max(-(-height // MOST_PIXELS), -(-width // MOST_PIXELS))
+  image = image_HxWxC[::step, ::step, :3 if image_HxWxC.shape[-1] == 3 else 1]
+  height, width = image.shape[:2]
+  image = image.repeat(-(-height // (3 * width)), axis=1).repeat(-(-width // (3 * height)), axis=0)
+  return image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
 
 
 def _examples(indices: np.ndarray, probabilities: np.ndarray, labels: np.ndarray,

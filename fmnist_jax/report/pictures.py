@@ -28,6 +28,7 @@ from fmnist_jax.report.examples import Example
 
 MOST_CELLS_WITH_NUMBERS = 20  # classes, beyond which the matrix is colour alone
 MOST_BARS_WITH_NUMBERS = 40  # classes, beyond which bars are without
+MOST_ROWS = 60  # classes, beyond which only some have one
 
 
 def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, theme: Theme) -> Figure:
@@ -112,6 +113,8 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], theme: T
       axes.text(column, row + 0.08, f'{100 * share[row, column]:.1f}%', ha='center', va='top',
                 color=color, fontsize=min(0.215 * points, 9))
   size = min(9, 60 * side / count)
+  if count > 2 * MOST_ROWS:  # Nobody can read them.
+    names = [''] * count
   axes.set_xticks(range(count), names, rotation=90, fontsize=size)
   axes.set_yticks(range(count), names, fontsize=size)
   axes.set_xticks(np.arange(1, count) - 0.5, minor=True)
@@ -159,14 +162,15 @@ def per_class(scores: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
     scores: `per_class` of results.json.
     theme: colours.
   """
-  ordered = sorted(scores, key=lambda entry: -entry['f1'])
+  ordered = sorted(scores, key=lambda entry: -entry['f1'])[-MOST_ROWS:]
+  some = f'The {MOST_ROWS} hardest classes' if len(scores) > MOST_ROWS else 'Class by class'
   groups = [(legend, color, [100 * entry[field] for entry in ordered],
              [f'{100 * entry[field]:.1f}' for entry in ordered])
             for field, legend, color in (('precision', 'precision', theme.third),
                                          ('recall', 'recall', theme.first),
                                          ('f1', 'F1', theme.second))]
   return _grouped_bars(groups, [entry['name'] for entry in ordered],
-                       'Class by class, the hardest last', 'score (%)', theme)
+                       f'{some}, the hardest last', 'score (%)', theme)
 
 
 def class_distribution(labels: Mapping[str, np.ndarray], class_names: Sequence[str],
@@ -180,12 +184,20 @@ def class_distribution(labels: Mapping[str, np.ndarray], class_names: Sequence[s
   """
   counts = {split: np.bincount(values, minlength=len(class_names))
             for split, values in labels.items()}
-  groups = [(f'{split} ({count.sum():,})', color, list(100 * count / max(count.sum(), 1)),
-             [f'{n:,}' for n in count])
+  title, half = 'Examples of each class', MOST_ROWS // 2
+  if len(class_names) > MOST_ROWS:
+    order = np.argsort(-next(iter(counts.values())), kind='stable')
+    shown = np.concatenate([order[:half], order[-half:]])
+    class_names = [class_names[i] for i in shown]
+    title = f'Examples of the {half} largest and {half} smallest classes'
+  else:
+    shown = np.arange(len(class_names))
+  groups = [(f'{split} ({count.sum():,})', color,
+             list(100 * count[shown] / max(count.sum(), 1)),
+             [f'{n:,}' for n in count[shown]])
             for (split, count), color in zip(counts.items(),
                                              (theme.first, theme.second, theme.third))]
-  return _grouped_bars(groups, class_names, 'Examples of each class', 'share of the split (%)',
-                       theme)
+  return _grouped_bars(groups, class_names, title, 'share of the split (%)', theme)
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

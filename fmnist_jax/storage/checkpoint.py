@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +34,7 @@ import numpy as np
 from absl import logging
 
 from fmnist_jax import processes
-from fmnist_jax.errors import CheckpointError
+from fmnist_jax.errors import CheckpointError, WorkdirError
 from fmnist_jax.storage import manifest, readback
 from fmnist_jax.storage.files import fsync_directory
 
@@ -47,10 +48,17 @@ class Checkpoints:
   others get what it read and learn whether it succeeded: all of them call what is public here.
   """
 
-  def __init__(self, directory: str | os.PathLike[str], form: readback.Form = dict):
-    """Args: directory, created with the first checkpoint; what progress must look like."""
+  def __init__(self, directory: str | os.PathLike[str], form: readback.Form = dict,
+               held: Callable[[], None] = lambda: None):
+    """Opens a directory of checkpoints.
+
+    Args:
+      directory: created with the first checkpoint.
+      form: what progress must look like.
+      held: raises when the directory is not ours to write in any more; called before each save.
+    """
     self.directory = pathlib.Path(directory).absolute()
-    self._form = form
+    self._form, self._held = form, held
     self._writer: concurrent.futures.ThreadPoolExecutor | None = None
     self._pending: concurrent.futures.Future[None] | None = None
     self._clean = False
@@ -116,9 +124,14 @@ class Checkpoints:
     try:
       handler, _ = _handler()
       # Shapes first: what does not fit is not read, however large it claims to be.
-      found = {name: (np.dtype(array.dtype).name, tuple(array.shape))
-               for name, array in handler.metadata(directory / 'state').tree.items()}
-      _compare(directory, by_name, found)
+      stored = handler.metadata(directory / 'state').tree
+      _compare(directory, by_name, {name: (np.dtype(array.dtype).name, tuple(array.shape))
+                                    for name, array in stored.items()})
+      for name, array in stored.items():
+        chunk = array.storage.chunk_shape if array.storage else None
+        if chunk and math.prod(chunk) > math.prod(array.shape):
+          raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
+                                'in pieces that are larger than itself.')
       arrays = handler.restore(directory / 'state')
       progress = self._read_progress(directory)
     except CheckpointError:
@@ -279,17 +292,23 @@ class Checkpoints:
   def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
              keep: frozenset[int]) -> None:
     new, current = self.directory / f'.new-{step}', self.directory / str(step)
-    if not self._clean:
-      self._remove_leftovers()
     try:
+      self._held()
+      if current.exists() and not _is_ours(current):
+        raise FileExistsError(0, f'{current} is there and no checkpoint')
+      if not self._clean:
+        self._remove_leftovers()
       (new / 'state').mkdir(parents=True)
       _write_arrays(new / 'state', arrays)
+      _read_back(new / 'state', arrays)
       (new / 'progress.json').write_bytes(progress)
       manifest.write(new, step)
       if current.exists():
         current.rename(self.directory / f'.old-{step}')
       new.rename(current)
       fsync_directory(self.directory)
+    except WorkdirError:
+      raise
     except Exception as error:
       self._clean = False
       shutil.rmtree(new, ignore_errors=True)
@@ -299,7 +318,8 @@ class Checkpoints:
       raise CheckpointError(f'The checkpoint of step {step} could not be written to '
                             f'{self.directory}: {_reason(error)}; {intact}; free some space or '
                             'give permission, then run the same command again.') from error
-    unneeded = [s for s in self.steps() if s != step and s not in keep]
+    unneeded = [s for s in self.steps()
+                if s != step and s not in keep and _is_ours(self._path(s))]
     for path in [*self._leftovers('.old-*'), *map(self._path, unneeded)]:
       try:
         self._discard(path)
@@ -312,6 +332,12 @@ class Checkpoints:
     path.rename(trash)
     fsync_directory(self.directory)
     shutil.rmtree(trash)
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Whether a folder holds anything of a checkpoint, damaged or not; else it is somebody's."""
+  return not path.is_symlink() and any(
+      (path / name).exists() for name in (manifest.NAME, 'state', 'progress.json'))
 
 
 def _named(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
@@ -334,9 +360,22 @@ def _check_whole(named: list[tuple[str, Any]]) -> None:
       raise ValueError(f'{name} is split over processes; replicate the state before saving it.')
 
 
-@functools.cache
+class _Own(threading.local):
+  """What each thread has for itself: runs of a population save at the same time."""
+  handler: tuple[Any, list[Exception]] | None = None
+
+
+_own = _Own()
+
+
 def _handler() -> tuple[Any, list[Exception]]:
-  """Orbax's reader and writer of arrays, and the list in which it leaves what went wrong."""
+  """This thread's reader and writer of arrays, and the list in which it leaves what went wrong."""
+  if _own.handler is None:
+    _own.handler = _make_handler()
+  return _own.handler
+
+
+def _make_handler() -> tuple[Any, list[Exception]]:
   # Imported here: it takes 0.2 s that a start need not wait for.
   import orbax.checkpoint as ocp
   failures: list[Exception] = []
@@ -388,6 +427,15 @@ def _write_arrays(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> Non
   if failures:
     raise failures[0]
   handler.finalize(directory)
+
+
+def _read_back(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  """Raises OSError unless what was written is what was to be written, bit for bit."""
+  found = _handler()[0].restore(directory)
+  for name, array in arrays.items():
+    if _stored(array) and (name not in found or found[name].dtype != array.dtype
+                           or found[name].tobytes() != array.tobytes()):
+      raise OSError(0, f'what was read back of {name} is not what was written')
 
 
 def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:

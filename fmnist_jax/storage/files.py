@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from fmnist_jax.storage.readback import Form, open_regular, problem
 PathLike = str | os.PathLike[str]
 
 _TEMPORARY = '.partial-'
+LARGEST_JSON = 2**28  # bytes
 
 
 @contextlib.contextmanager
@@ -61,30 +63,43 @@ def write_bytes(path: PathLike, content: bytes) -> None:
     file.write(content)
 
 
-def write_json(path: PathLike, value: Any) -> None:
+def write_json(path: PathLike, value: Any, *, sealed: bool = False) -> None:
   """Writes plain JSON values atomically, indented, for programs and people.
+
+  Args:
+    path: where.
+    value: an object, if it is to be sealed.
+    sealed: whether to add `seal`, the SHA-256 of the rest, which `read_json` verifies.
 
   Raises:
     ValueError: for NaN and infinity, which JSON does not have.
     WorkdirError: when the file cannot be written.
   """
+  if sealed:
+    value = {**value, 'seal': _digest(value)}
   write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
-def read_json(path: PathLike, form: Form = object) -> Any:
+def read_json(path: PathLike, form: Form = object, *, sealed: bool = False) -> Any:
   """Reads a JSON file.
 
   Args:
     path: of the file.
     form: what it must hold, see `readback`; anything by default.
+    sealed: whether `write_json` sealed it; it must then be as it was written.
 
   Raises:
-    WorkdirError: when it is missing, unreadable, not JSON or of another form.
+    WorkdirError: when it is missing, unreadable, too large, not JSON, of another form or changed.
   """
   try:
     with open_regular(path) as file:
-      value = parse_json(file.read())
+      content = file.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+      raise ValueError(f'it is larger than {LARGEST_JSON:,} bytes')
+    value = parse_json(content)
     found = None if form is object else problem(value, form)
+    if sealed and not found and value.pop('seal', None) != _digest(value):
+      found = 'it is not as it was written'
   except OSError as error:
     raise WorkdirError(f'{path} could not be read: {reason(error)}.') from error
   except (ValueError, RecursionError) as error:
@@ -94,6 +109,10 @@ def read_json(path: PathLike, form: Form = object) -> Any:
     raise WorkdirError(f'{path} is damaged, or not of this version of fmnist_jax ({found}); '
                        'delete it or choose another --workdir.')
   return value
+
+
+def _digest(value: Any) -> str:
+  return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def fsync_directory(path: PathLike) -> None:
@@ -109,7 +128,7 @@ def remove_leftovers(directory: PathLike) -> None:
   """Removes temporary files of `atomic_writer` whose writers are dead, here and one level below."""
   directory = pathlib.Path(directory)
   for path in [*directory.glob(f'.*{_TEMPORARY}*'), *directory.glob(f'*/.*{_TEMPORARY}*')]:
-    with contextlib.suppress(OSError), open(path, 'rb') as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       path.unlink()
 

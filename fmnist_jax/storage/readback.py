@@ -23,9 +23,11 @@ from fmnist_jax import machine
 # these fields, {str: form} one whose fields all have that form.
 Form = Any
 
+LONGEST_HEADER = 2**16  # bytes, of an array
+
 _COUNT = range(2**31)
 _DATA = {'name': str, 'synthetic': bool, 'sha256': {str: str}, 'class_names': [str],
-         'image_shape': [range(1, 2**16)], 'train_examples': range(1, 2**31)}
+         'image_shape': [range(1, 2**31)], 'train_examples': range(1, 2**31)}
 _SECONDS = {'data': float, 'compile': float, 'train': float}
 _MEMBER = {'epoch': _COUNT, 'best_epoch': _COUNT, 'best_step': _COUNT, 'best_value': (float, None),
            'best_validation_accuracy': (float, None), 'finished': bool, 'seconds': _SECONDS}
@@ -76,7 +78,7 @@ def problem(value: Any, form: Form, name: str = '') -> str | None:
   return next(filter(None, (problem(*entry) for entry in entries)), None)
 
 
-_WORDS: dict[Any, str] = {str: 'string', bool: 'true or false', float: 'number', None: 'null',
+_WORDS: dict[Any, str] = {str: 'printable string', bool: 'true or false', float: 'number', None: 'null',
                          dict: 'object'}
 
 
@@ -88,6 +90,8 @@ def _is_plain(value: Any, form: Form) -> bool:
   if form is float:
     # Integers of hundreds of digits are no floats, and 1e999 is read as infinity.
     return type(value) in (int, float) and abs(value) < 1e300
+  if form is str:  # What is read is printed: no control characters, for a terminal to obey.
+    return type(value) is str and value.isprintable()
   return value is None if form is None else type(value) is form
 
 
@@ -114,30 +118,37 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
   return file
 
 
-def arrays(file: BinaryIO, wanted: Collection[str]) -> dict[str, np.ndarray]:
+def arrays(file: BinaryIO, wanted: Collection[str], *,
+           packed: bool = True) -> dict[str, np.ndarray]:
   """Those of the `wanted` arrays that a .npz file has.
 
   Memory stays within what the headers claim, and they may claim no more than the file holds
   unpacked, and together than half of the machine's memory.
+
+  Args:
+    file: to read.
+    wanted: names.
+    packed: whether arrays may be compressed, 1,000 to one at worst; what this library writes never
+      is.
 
   Raises:
     ValueError: in one line, for whatever is wrong with it; pickled objects, too, are refused.
   """
   try:
     found, left = {}, machine.memory() // 2
-    packed = os.fstat(file.fileno()).st_size
+    whole = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
       for name in wanted:
         if f'{name}.npy' not in archive.NameToInfo:
           continue
         info = archive.getinfo(f'{name}.npy')
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[:1 + packed]:
           raise ValueError(f'{name} is packed in another way than numpy does')
         with archive.open(info) as member:
           shape, dtype = _header(member)
         size = math.prod(shape) * dtype.itemsize
         # Deflate packs at most 1,032 to one.
-        if size > info.file_size or info.file_size > 1032 * min(info.compress_size, packed) + 1032:
+        if size > info.file_size or info.file_size > 1032 * min(info.compress_size, whole) + 1032:
           raise ValueError(f'{name} claims {size:,} bytes, which are not there')
         left -= size
         if left < 0:
@@ -154,11 +165,14 @@ def arrays(file: BinaryIO, wanted: Collection[str]) -> dict[str, np.ndarray]:
 
 def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
   version = np.lib.format.read_magic(member)
-  read = {(1, 0): np.lib.format.read_array_header_1_0,
-          (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+  read, size = {(1, 0): (np.lib.format.read_array_header_1_0, 2),
+                (2, 0): (np.lib.format.read_array_header_2_0, 4)}.get(version, (None, 0))
   if read is None:
     raise ValueError(f'its arrays are of version {version} of the .npy format')
-  shape, _, dtype = read(member)
+  length = member.read(size)
+  if int.from_bytes(length, 'little') > LONGEST_HEADER:
+    raise ValueError('the header of an array is longer than any')
+  shape, _, dtype = read(io.BytesIO(length + member.read(int.from_bytes(length, 'little'))))
   if dtype.hasobject:
     raise ValueError('it holds pickled objects, which could execute code')
   if any(length < 0 for length in shape):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import re
 import socket
+import stat
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmnist_jax import processes
@@ -56,14 +59,17 @@ def read_config(directory: PathLike) -> Config:
 class History:
   """The records of a run's epochs, one JSON object a line: metrics.jsonl.
 
-  A record holds at least `step`, the number of optimiser steps taken. Of several processes, the
+  A record holds at least `step`, the number of optimiser steps taken. Each line ends with a
+  `seal`, the beginning of the SHA-256 of the line up to there and of the seal before, so that no
+  byte changes unseen; who reads a history here gets records without it. Of several processes, the
   first alone touches the file; `append` and `rewind` are for all of them to call.
   """
 
-  def __init__(self, path: PathLike):
-    """Args: path of the file, which need not exist."""
+  def __init__(self, path: PathLike, held: Callable[[], None] = lambda: None):
+    """Args: path of the file, which need not exist; `held` is called before each write."""
     self.path = pathlib.Path(path)
-    self._end: int | None = None  # Length of the file in whole lines, once known.
+    self._held = held
+    self._lines: list[bytes] | None = None  # Of the file, once known.
 
   def read(self) -> list[dict[str, Any]]:
     """All records, oldest first. A last line that was cut short is left out.
@@ -96,7 +102,8 @@ class History:
     processes.of_primary(lambda: self._rewind(epochs, step))
 
   def _rewind(self, epochs: int, step: int) -> None:
-    kept = self.truncate(step)
+    # Nothing is written before all is known to be right.
+    kept = [record for record in self.read() if record['step'] <= step]
     if len(kept) != epochs:
       raise CheckpointError(f'{self.path} has {len(kept)} epochs, but the checkpoint was saved '
                             f'after {epochs}; put the file back, or choose another --workdir.')
@@ -104,36 +111,42 @@ class History:
     if found:
       raise CheckpointError(f'{self.path} is damaged ({found}); put the file back, or choose '
                             'another --workdir.')
-
-  def _append(self, record: Mapping[str, Any]) -> None:
-    line = json.dumps(dict(record), allow_nan=False).encode() + b'\n'
-    if self._end is None:
-      self._end = _whole_lines(self._load())
-    try:
-      with open(self.path, 'ab') as file:
-        try:
-          file.truncate(self._end)  # What a killed process or a full disk cut short.
-          file.write(line)
-          file.flush()
-          os.fsync(file.fileno())
-        except OSError:
-          with contextlib.suppress(OSError):
-            file.truncate(self._end)
-          raise
-    except OSError as error:
-      raise WorkdirError(f'{self.path} could not be written: {reason(error)}; free some space or '
-                         'give permission, then run the same command again.') from error
-    self._end += len(line)
+    self.truncate(step)
 
   def truncate(self, step: int) -> list[dict[str, Any]]:
     """Drops, atomically, the records after `step`; returns those kept."""
     content = self._load()
     kept = [(record, line) for record, line in self._parse(content) if record['step'] <= step]
-    wanted = b''.join(line for _, line in kept)
-    if wanted != content:
-      write_bytes(self.path, wanted)
-    self._end = len(wanted)
+    self._lines = [line for _, line in kept]
+    if b''.join(self._lines) != content:
+      write_bytes(self.path, b''.join(self._lines))
     return [record for record, _ in kept]
+
+  def _append(self, record: Mapping[str, Any]) -> None:
+    self._held()
+    if self._lines is None:
+      self._lines = [line for _, line in self._parse(self._load())]
+    body = json.dumps(dict(record), allow_nan=False).encode()[:-1]
+    line = body + _SEAL % _seal(self._lines, body)
+    end = sum(map(len, self._lines))
+    try:
+      with open(self.path, 'ab') as file:
+        if os.fstat(file.fileno()).st_nlink > 1:  # A hard-linked copy keeps what it has.
+          write_bytes(self.path, b''.join([*self._lines, line]))
+        else:
+          try:
+            file.truncate(end)  # What a killed process or a full disk cut short.
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+          except OSError:
+            with contextlib.suppress(OSError):
+              file.truncate(end)
+            raise
+    except OSError as error:
+      raise WorkdirError(f'{self.path} could not be written: {reason(error)}; free some space or '
+                         'give permission, then run the same command again.') from error
+    self._lines.append(line)
 
   def _load(self) -> bytes:
     try:
@@ -151,16 +164,29 @@ class History:
     lines = content[:_whole_lines(content)].split(b'\n')[:-1]
     for number, line in enumerate((line + b'\n' for line in lines), 1):
       try:
-        record = parse_json(line)
+        match = _SEALED.fullmatch(line)
+        if not match or match[2] != _seal([before for _, before in records[-1:]], match[1]):
+          raise ValueError('it is not as it was written')
+        record = parse_json(match[1] + b'}')
         if not isinstance(record, dict) or type(record.get('step')) is not int:
           raise ValueError('no record with a whole number as its step')
         if records and record['step'] <= records[-1][0]['step']:
           raise ValueError('its step does not follow that of the line before')
       except (ValueError, RecursionError) as error:
-        raise WorkdirError(f'Line {number} of {self.path} is damaged ({error}); delete that line, '
+        raise WorkdirError(f'Line {number} of {self.path} is damaged ({error}); put the file back, '
                            'or choose another --workdir.') from error
       records.append((record, line))
     return records
+
+
+_SEAL = b', "seal": "%s"}\n'
+_SEALED = re.compile(rb'(\{.*), "seal": "([0-9a-f]{16})"\}\n', re.DOTALL)
+
+
+def _seal(before: list[bytes], body: bytes) -> bytes:
+  """What a line ends with, of the lines before it and its own beginning."""
+  last = _SEALED.fullmatch(before[-1]) if before else None
+  return hashlib.sha256((last[2] if last else b'') + body).hexdigest()[:16].encode()
 
 
 def _whole_lines(content: bytes) -> int:
@@ -192,12 +218,22 @@ class Workdir:
         run, holds a run of another config, or is in use by another process.
     """
     self.path = pathlib.Path(path)
-    self.history = History(self.path / 'metrics.jsonl')
+    self.history = History(self.path / 'metrics.jsonl', self.held)
     self._lock: int | None = None
     processes.of_primary(lambda: self._open(config))
 
+  def held(self) -> None:
+    """Raises WorkdirError when the directory was removed, moved or replaced meanwhile.
+
+    Called, in process 0, before each write, so that a run never writes into another one's.
+    """
+    if self._lock is None or not _same(self._lock, self.path / '.lock'):
+      raise WorkdirError(f'{self.path} is not the directory any more that this run began in: it '
+                         'was removed, moved or replaced meanwhile; nothing more is written.')
+
   def _open(self, config: Config) -> None:
     try:
+      _check_name(self.path)
       self.path.mkdir(parents=True, exist_ok=True)
       self._refuse_foreign()
       self._lock = _lock(self.path)
@@ -211,6 +247,9 @@ class Workdir:
       file = next(p for p in (self.path, *self.path.parents) if p.exists() and not p.is_dir())
       raise WorkdirError(f'{file} is not a directory; choose another --workdir.') from error
     except (OSError, ValueError) as error:  # ValueError: a NUL or half a character in the path.
+      if getattr(error, 'errno', None) in (errno.EMFILE, errno.ENFILE):
+        raise WorkdirError(f'{self.path} cannot be opened, as too many files are open; close some '
+                           'or raise the limit (ulimit -n).') from error
       place = getattr(error, 'filename', None) or self.path
       raise WorkdirError(f'{place} cannot be used: {reason(error)}; choose another --workdir or '
                          'give permission.') from error
@@ -227,7 +266,7 @@ class Workdir:
                            '--workdir.')
       if not (self.path / 'results.json').exists():
         return None
-      return read_json(self.path / 'results.json', readback.RESULTS)
+      return read_json(self.path / 'results.json', readback.RESULTS, sealed=True)
     return processes.of_primary(read)
 
   def __enter__(self) -> Workdir:
@@ -243,6 +282,14 @@ class Workdir:
       self._lock = None
 
   def _refuse_foreign(self) -> None:
+    # Through a link, or a pipe, what is written or removed here would be somebody else's.
+    for name, kinds in _OWN.items():
+      path = self.path / name
+      with contextlib.suppress(FileNotFoundError):
+        if stat.S_IFMT(path.lstat().st_mode) not in kinds:
+          what = 'a symbolic link' if path.is_symlink() else 'of another kind'
+          raise WorkdirError(f'{path} is {what}, which no run makes; remove it or choose another '
+                             '--workdir.')
     if (self.path / 'config.json').exists():
       return
     # Hidden files are ours (a lock, leftovers of a start that was killed) or the system's.
@@ -268,9 +315,16 @@ class Workdir:
 def _lock(directory: pathlib.Path) -> int:
   """Takes the lock of a directory and writes into it who has it; returns its descriptor."""
   path = directory / '.lock'
-  fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  # Neither a link's target is written, nor a pipe's reader waited for.
+  fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
   try:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.fstat(fd).st_nlink > 1 or not _same(fd, path):
+      # A hard-linked copy of a run has a lock of its own; somebody may have made one just now.
+      if _same(fd, path):
+        path.unlink()
+      os.close(fd)
+      return _lock(directory)
     os.ftruncate(fd, 0)
     os.write(fd, f'process {os.getpid()} on {socket.gethostname()}'.encode())
     return fd
@@ -287,6 +341,30 @@ def _lock(directory: pathlib.Path) -> int:
                          f'({reason(error)}); choose a --workdir on a local disk.') from error
     error.filename = str(path)
     raise
+
+
+def _same(fd: int, path: pathlib.Path) -> bool:
+  """Whether an open file is what lies under a name."""
+  try:
+    return os.path.samestat(os.fstat(fd), os.lstat(path))
+  except FileNotFoundError:
+    return False
+
+
+# What lies in the directory of a run or population, and as what.
+_FILE, _FOLDER = (stat.S_IFREG,), (stat.S_IFDIR,)
+_OWN = {'.lock': _FILE, 'config.json': _FILE, 'metrics.jsonl': _FILE, 'results.json': _FILE,
+        'predictions.npz': _FILE, 'plan.json': _FILE, 'groups.json': _FILE,
+        'population.json': _FILE, 'diverged.json': _FILE, 'checkpoints': _FOLDER,
+        'report': _FOLDER, 'members': _FOLDER, 'groups': _FOLDER}
+
+
+def _check_name(path: pathlib.Path) -> None:
+  """Raises WorkdirError for a path that the storage of arrays would take for another."""
+  text = os.fspath(path.absolute())
+  if '\\' in text or not text.isprintable():
+    raise WorkdirError(f'{text} has a backslash in its path, or bytes that are no printable '
+                       'characters, with which arrays cannot be stored; choose another --workdir.')
 
 
 def _close_in_child() -> None:
