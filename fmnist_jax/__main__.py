@@ -11,7 +11,8 @@ from fmnist_jax.errors import ConfigError
 from fmnist_jax.interrupt import Interrupt
 
 COMMANDS = {'train': 'fmnist_jax.main', 'evaluate': 'fmnist_jax.evaluate',
-            'population': 'fmnist_jax.population.__main__', 'compare': 'fmnist_jax.compare'}
+            'predict': 'fmnist_jax.predict', 'population': 'fmnist_jax.population.__main__',
+            'compare': 'fmnist_jax.compare'}
 
 
 def dispatch(interrupt: Interrupt) -> None:

@@ -111,7 +111,7 @@ def test_all_commands_have_one_name_too(tmp_path):
     code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
     assert (code, err) == (0, '') and argument in out
   code, out, err = run([], tmp_path, module='fmnist_jax')
-  assert code == 0 and 'train|evaluate|population|compare' in out
+  assert code == 0 and 'train|evaluate|predict|population|compare' in out
   code, out, err = run(['tarin'], tmp_path, module='fmnist_jax')
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
                                'evaluate, population, compare.\n')
