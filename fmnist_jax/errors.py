@@ -5,6 +5,7 @@ Entry points print the message and exit non-zero; nothing below them catches the
 
 import pathlib
 import traceback
+import unicodedata
 
 _PACKAGE = str(pathlib.Path(__file__).parent)
 
@@ -46,6 +47,12 @@ class DivergenceError(UserError):
 
 class BackendError(UserError):
   """The accelerator or its compiler computes wrongly or lacks what was asked for."""
+
+
+def is_tame(text: str) -> bool:
+  """Whether a terminal shows text as it is: no control characters, overrides, half characters."""
+  return not any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')
+                 or '\u202a' <= c <= '\u202e' or '\u2066' <= c <= '\u2069' for c in text)
 
 
 def one_line(text: str) -> str:

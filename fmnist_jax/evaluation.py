@@ -165,7 +165,8 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
                           'train again with a lower optim.learning_rate or with optim.clip_norm.')
   lost = progress.get('lost_epoch')
   return {
-      **({'lost_epoch': lost} if lost else {}), 'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
+      **({'lost_epoch': lost} if lost else {}),
+      'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
       **metrics.summarize(probabilities, labels, described['class_names']),
       'parameters': parameters, 'best_epoch': progress['best_epoch'],
       'best_validation_accuracy': progress['best_validation_accuracy'],

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGHUP and Ctrl-C: at once while there is nothing to save, at the next safe point otherwise.
+"""SIGTERM, SIGHUP, Ctrl-C: at once while there is nothing to save, else at the next safe point.
 
 This module imports the standard library alone, so that a program can install `Interrupt` before
 it spends seconds importing jax.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from absl import logging
@@ -18,9 +19,15 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
     OSError: when the file cannot be made.
   """
   with open(path, 'a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logging.warning('Waiting for another process that is at work in %s.', os.path.dirname(path))
-      fcntl.flock(file, fcntl.LOCK_EX)
+    began, told = time.monotonic(), False
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+      except BlockingIOError:
+        if not told and time.monotonic() - began > 10:
+          told = True
+          logging.warning('Waiting for another process that is at work in %s.',
+                          os.path.dirname(path))
+        time.sleep(0.05)
     yield

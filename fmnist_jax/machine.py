@@ -164,7 +164,9 @@ def make_private(directory: pathlib.Path) -> None:
   Raises:
     OSError: when it cannot be made, or others can write there.
   """
-  directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+  for missing in [path for path in directory.parents if not path.exists()][::-1]:
+    missing.mkdir(mode=0o700, exist_ok=True)
+  directory.mkdir(mode=0o700, exist_ok=True)
   status = directory.stat()
   if status.st_uid != os.geteuid() or status.st_mode & 0o022:
     raise PermissionError(0, 'others can write there')

@@ -12,6 +12,7 @@ In a single process every function here does what it says at once, and nothing e
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import ipaddress
 import itertools
@@ -53,7 +54,8 @@ def start(coordinator: str, number: int | None, index: int | None) -> None:
     BackendError: when they do not find each other.
   """
   address = None if coordinator == 'auto' else coordinator
-  bind = _bind(coordinator) if address and not index else None
+  own = 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ  # The user says where.
+  bind = _bind(coordinator) if address and not index and not own else None
   try:
     jax.distributed.initialize(address, number, index, coordinator_bind_address=bind)
   except (RuntimeError, ValueError) as error:
@@ -72,8 +74,9 @@ def _check_versions() -> None:
   first = json.loads(_exchange(json.dumps(here), [0])[0])
   other = [f'{name} {first[name]} and {here[name]}' for name in here if here[name] != first[name]]
   if other:
-    raise BackendError(f'Process 0 and process {distributed.global_state.process_id} have different '
-                       f'versions ({", ".join(other)}); install the same everywhere.')
+    own = distributed.global_state.process_id
+    raise BackendError(f'Process 0 and process {own} have different versions ('
+                       f'{", ".join(other)}); install the same everywhere.')
 
 
 def _bind(coordinator: str) -> str | None:
@@ -92,14 +95,18 @@ def _bind(coordinator: str) -> str | None:
   except ValueError:
     local = None
   family = socket.AF_INET6 if local and local.version == 6 else socket.AF_INET
-  with socket.socket(family) as trial:
-    try:
+  try:
+    with socket.socket(family) as trial:
       trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       trial.bind((str(local) if local else '', int(port)))
-    except (OSError, OverflowError) as error:
-      raise BackendError(f'{coordinator} cannot be listened on ({error}); choose a free port of '
-                         'this machine for --coordinator.') from error
-  return (f'[{local}]:{port}' if family == socket.AF_INET6 else f'{local}:{port}') if local else None
+  except (OSError, OverflowError) as error:
+    if local and getattr(error, 'errno', None) == errno.EADDRNOTAVAIL:
+      return None  # Another machine's name for this one (NAT): on all interfaces.
+    raise BackendError(f'{coordinator} cannot be listened on ({error}); choose a free port of '
+                       'this machine for --coordinator.') from error
+  if not local:
+    return None
+  return f'[{local}]:{port}' if family == socket.AF_INET6 else f'{local}:{port}'
 
 
 def count() -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import flax.linen as nn
@@ -101,13 +103,24 @@ class Console:
     """Prints a line, above the bar if there is one."""
     if self._stream is None:
       return
-    if self._bar is None:
-      # One write: members in threads share the stream, and `print` writes the newline by itself.
-      self._stream.write(f'{text}\n')
-      self._stream.flush()
-    else:
-      self._bar.clear()
-      self._bar.write(text, file=self._stream)
+    with self._while_there():
+      if self._bar is None:
+        # One write: members in threads share the stream, and `print` writes the newline by itself.
+        self._stream.write(f'{text}\n')
+        self._stream.flush()
+      else:
+        self._bar.clear()
+        self._bar.write(text, file=self._stream)
+
+  @contextlib.contextmanager
+  def _while_there(self) -> Iterator[None]:
+    """Where the terminal is gone the run goes on without it, or is told to leave and saves."""
+    try:
+      yield
+    except OSError as error:
+      if error.errno != errno.EIO:
+        raise
+      self._stream = self._bar = None
 
   def start(self, total_steps: int, done: int) -> None:
     """Shows the bar, where the stream is a terminal."""
@@ -121,6 +134,7 @@ class Console:
   def update(self, step: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
     """Moves the bar to `step`, with the running means of the epoch."""
     if self._bar is not None:
-      self._bar.set_description(f'epoch {epoch}/{epochs}', refresh=False)
-      self._bar.set_postfix_str(f'loss {loss:.4f} acc {accuracy:.2%}', refresh=False)
-      self._bar.update(step - self._bar.n)
+      with self._while_there():
+        self._bar.set_description(f'epoch {epoch}/{epochs}', refresh=False)
+        self._bar.set_postfix_str(f'loss {loss:.4f} acc {accuracy:.2%}', refresh=False)
+        self._bar.update(step - self._bar.n)

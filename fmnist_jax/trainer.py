@@ -142,7 +142,8 @@ class Trainer:
     self.console, self.signals, self.on_record = console, signals, on_record
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = Progress(data=describe(equipment.dataset))
-    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS, directory.held)
+    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS,
+                                   directory.held)
     self.directory, self.history = directory.path, directory.history
     self.taken = 0
     self.saved: set[int] = set()  # Steps of the last checkpoint, and of the best that it knew.
@@ -181,6 +182,8 @@ class Trainer:
     try:
       self.restore(self.progress.best_step)
     except CheckpointError as error:
+      if type(error) is not CheckpointError:  # Of a newer version: no damage.
+        raise
       def choose() -> list[int]:
         steps, intact = self.checkpoints.steps(), []
         for taken in steps:
@@ -201,7 +204,11 @@ class Trainer:
           self.progress, best_epoch=others.best_epoch, best_step=others.best_step,
           best_value=others.best_value, lost_epoch=self.progress.best_epoch,
           best_validation_accuracy=others.best_validation_accuracy)
+      taken, carried = self.taken, self.carried()
       self.restore(self.progress.best_step)
+      # Whoever loads the run shall find it too.
+      self.checkpoints.save(taken, carried, dataclasses.asdict(self.progress),
+                            self.kept_beside(taken) | self.saved)
 
   def resume(self) -> None:
     """Goes on from the newest intact checkpoint, if there is one."""

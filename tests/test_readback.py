@@ -33,12 +33,12 @@ from fmnist_jax.storage import files, readback, workdir
     (float('inf'), float, 'the whole is no number'),
     (float('nan'), float, 'the whole is no number'),
     (3, range(3), 'the whole is no such number'), (True, range(3), 'the whole is no such number'),
-    (1, str, 'the whole is no string'), (1, bool, 'the whole is no true or false'),
+    (1, str, 'the whole is no printable string'), (1, bool, 'the whole is no true or false'),
     ('a', (float, None), 'the whole is no number'),
     ({'a': [{'b': 1}, {}]}, {'a': [{'b': float}]}, 'a[1].b is missing'),
     ({'a': {'b': [1, 'x']}}, {'a': {'b': [float]}}, 'a.b[1] is no number'),
     ({}, [str], 'the whole is no list'), ([], {'a': str}, 'the whole is no object'),
-    ({'a\nb': 1}, {str: str}, 'a\\nb is no string'),
+    ({'a\nb': 1}, {str: str}, 'a\\nb is no printable string'),
 ])
 def test_a_problem_is_named_by_its_place(value, form, says):
   assert readback.problem(value, form) == says

@@ -122,7 +122,8 @@ def _use(run: pathlib.Path, whole: pathlib.Path) -> str:
     if newest is None:
       return 'no checkpoint was found'
     progress = checkpoints.progress(newest)
-    opened.history.rewind(progress['epoch'], newest)
+    if results is None:
+      opened.history.rewind(progress['epoch'], newest)
     records = opened.history.read()
     if results is None:
       opened.history.append({'step': 10**6})
@@ -138,7 +139,7 @@ def _use(run: pathlib.Path, whole: pathlib.Path) -> str:
 
 
 def _content(folder: pathlib.Path) -> dict[str, Any]:
-  """Bytes of files, targets of links, kinds of the rest; but for the lock, which every start writes."""
+  """Bytes of files, targets of links, kinds of the rest; but for the lock, which starts write."""
   found: dict[str, Any] = {}
   for path in sorted([folder, *folder.rglob('*')]) if folder.is_dir() else [folder]:
     if path.is_symlink():
@@ -151,4 +152,4 @@ def _content(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _too_long(*_: object) -> None:
-  raise TimeoutError(f'it took more than {_TOO_LONG} s')
+  raise RuntimeError(f'it took more than {_TOO_LONG} s')

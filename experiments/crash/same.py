@@ -23,7 +23,8 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
     found[f'state/{jax.tree_util.keystr(path)}'] = _digest(leaf)
   for number, line in enumerate((workdir / 'metrics.jsonl').read_text().splitlines()):
     found[f'metrics.jsonl/{number}'] = {
-        k: v for k, v in json.loads(line).items() if k not in ('seconds', 'images_per_second', 'seal')}
+        k: v for k, v in json.loads(line).items()
+        if k not in ('seconds', 'images_per_second', 'seal')}
   results = json.loads((workdir / 'results.json').read_text())
   found['results.json'] = {k: v for k, v in results.items() if k not in ('seconds', 'seal')}
   with np.load(workdir / 'predictions.npz') as predictions:

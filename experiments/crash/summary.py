@@ -161,7 +161,8 @@ def text(results: dict[str, Any]) -> str:
     tried, refused = (sum(note[name] for note in notes) for name in ('tried', 'refused'))
     rows.append([f'{kind} ({", ".join(dict.fromkeys(note["how"] for note in notes))})',
                  f'{tried:,}', f'{tried - sum(len(note["wrong"]) for note in notes):,}',
-                 f'{refused:,} times a sentence, and no byte is changed; else what is read is right'])
+                 f'{refused:,} times a sentence, and no byte is changed; else what is read is '
+                 'right'])
   readers = results['readers']
   if readers:
     tried = sum(note['tried'] for note in readers)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fmnist_jax.data import splits
-from fmnist_jax.errors import DataError
+from fmnist_jax.errors import DataError, is_tame
 
 
 class Source(Protocol):
@@ -111,7 +111,7 @@ class Dataset:
     """Raises DataError for names that nobody could tell apart, or that a terminal would obey."""
     seen: set[str] = set()
     for name in (self.name, *self.class_names):
-      if not name.isprintable():
+      if not is_tame(name):
         raise DataError(f'The data set or class {name!r} has control characters in its name; '
                         'rename it.')
     for name in self.class_names:

@@ -6,6 +6,7 @@ not the convolution's result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -48,7 +49,8 @@ def conv_relu_max_pool(x: jax.Array, kernel: jax.Array, bias: jax.Array, *,
   high = [min(pad[1], 0) for pad in pads]
   x = x[:, :x.shape[1] + high[0], :x.shape[2] + high[1]]
   pads = tuple((low, max(high, 0)) for low, high in pads)
-  if implementation == 'onednn' and window != (1, 1) and x.size and min(size) > 0:
+  if (implementation == 'onednn' and 1 < math.prod(window) < 2**16 and x.size
+      and min(size) > 0):
     return onednn.conv_relu_max_pool(pads, window, x.astype(dtype), kernel.astype(jnp.float32),
                                      bias.astype(jnp.float32))
   y = conv2d(x, kernel, padding=pads, bias=bias, relu=True, dtype=dtype,

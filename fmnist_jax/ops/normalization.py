@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -36,7 +38,8 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, *, implementatio
   dtype = jnp.dtype(dtype or x.dtype)
   residual = None if residual is None else residual.astype(dtype)
   if implementation == 'onednn':
-    inside = window if residual is None else (1, 1)  # It pools or adds, not both.
+    # It pools or adds, not both, and windows of less than 65,536 pixels.
+    inside = window if residual is None and math.prod(window) < 2**16 else (1, 1)
     y, mean, variance = onednn.batch_norm(inside, relu, epsilon, x.astype(dtype), scale, bias,
                                           residual)
     y = y if inside == window else max_pool(y, window, implementation=implementation)

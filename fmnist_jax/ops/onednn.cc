@@ -201,7 +201,7 @@ void Rectify(T* x, int64_t count) {
   });
 }
 
-// A NaN is larger than all, and of NaNs and equals the first stays.
+// For who wins: a NaN is larger than all, and of NaNs and equals the first stays.
 template <typename V> inline auto Larger(V value, V best) {
   return (value > best) | ((value != value) & (best == best));
 }
@@ -233,7 +233,11 @@ struct Window {
     return u < std::min(kh, h - y) && v < std::min(kw, w - x) ? u * kw + v : kNobody;
   }
   bool apart() const { return stride_h >= kh && stride_w >= kw; }  // A pixel has one window at most.
-  bool full() const { return apart() && out_h * kh == h && out_w * kw == w; }  // And one at least.
+  // And one at least: windows side by side from the first pixel to the last.
+  bool full() const {
+    return top == 0 && left == 0 && stride_h == kh && stride_w == kw && out_h * kh == h &&
+           out_w * kw == w;
+  }
   template <typename Body>
   void ForEachExample(ffi::ThreadPool& pool, Body body) const {
     const int64_t parts = PartsOf(n, 4);
@@ -283,7 +287,8 @@ void MaxOfRectified(const Window& s, const T* x, T* y, uint16_t* winner) {
         });
         std::memcpy(y + k, &best, sizeof(best));
         if (kept) {
-          at = best > 0 ? at : Bits<T, N>{} + kNobody;  // Rectified.
+          constexpr BitsOf<T> infinity = sizeof(T) == 2 ? 0x7f80 : 0x7f800000;
+          at = best - 1 < infinity ? at : Bits<T, N>{} + kNobody;  // Rectified, or NaN.
           const auto narrow = __builtin_convertvector(at, typename Lanes<N>::H);
           std::memcpy(winner + k, &narrow, sizeof(narrow));
         }
@@ -429,12 +434,14 @@ memory::desc Weights(const Shape& s) {
 
 // oneDNN prefers its batch-reduced products to its direct form, which was measured faster by 2 to 16 %
 // on AVX-512 (not where there are tiles, AMX): takes the direct form where that is the next one.
-template <typename Description>
-Description Direct(const Description& first) {
+// `describe` makes a description; a copy of one would be the same object.
+template <typename Describe>
+auto Direct(Describe describe) {
+  auto first = describe(), next = describe();
   const std::string name = first.impl_info_str();
-  if (name.rfind("brg", 0) != 0 || name.find("amx") != std::string::npos) return first;
-  Description next = first;
-  return next.next_impl() && std::string(next.impl_info_str()).rfind("jit", 0) == 0 ? next : first;
+  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+  if (name.rfind("brg", 0) != 0 || !has("avx512") || has("amx") || !next.next_impl()) return first;
+  return std::string(next.impl_info_str()).rfind("jit", 0) == 0 ? next : first;
 }
 
 std::shared_ptr<const Primitive> MakePrimitive(Kind kind, const Shape& s, int64_t n) {
@@ -458,9 +465,12 @@ std::shared_ptr<const Primitive> MakePrimitive(Kind kind, const Shape& s, int64_
   attr.set_post_ops(ops);
   auto made = std::make_shared<Primitive>();
   const memory::desc w_forward(given.get_dims(), type, memory::format_tag::any);
-  convolution_forward::primitive_desc forward(
-      Engine(), prop_kind::forward_training, algorithm, src, w_forward, kind.bias ? bias : no_bias,
-      dst, strides, dilates, low, high, kind.what == Kind::kForward ? attr : primitive_attr());
+  const auto describe = [&] {
+    return convolution_forward::primitive_desc(
+        Engine(), prop_kind::forward_training, algorithm, src, w_forward,
+        kind.bias ? bias : no_bias, dst, strides, dilates, low, high,
+        kind.what == Kind::kForward ? attr : primitive_attr());
+  };
   auto keep = [&](const auto& pd, const memory::desc& image, const memory::desc& w,
                   const memory::desc& result, dnnl::primitive primitive) {
     made->primitive = primitive;
@@ -468,17 +478,19 @@ std::shared_ptr<const Primitive> MakePrimitive(Kind kind, const Shape& s, int64_
     made->scratch = pd.scratchpad_desc().get_size();
   };
   if (kind.what == Kind::kData) {
-    convolution_backward_data::primitive_desc pd(Engine(), algorithm, src, weights, dst, strides,
-                                                 dilates, low, high, forward, attr);
-    pd = Direct(pd);
+    const auto forward = describe();
+    const auto pd = Direct([&] {
+      return convolution_backward_data::primitive_desc(Engine(), algorithm, src, weights, dst,
+                                                       strides, dilates, low, high, forward, attr);
+    });
     keep(pd, dst, pd.weights_desc(), src, convolution_backward_data(pd));
   } else if (gradient) {
     convolution_backward_weights::primitive_desc pd(
         Engine(), algorithm, src, weights, kind.bias ? bias : no_bias, dst, strides, dilates, low,
-        high, forward, attr);
+        high, describe(), attr);
     keep(pd, src, pd.diff_weights_desc(), dst, convolution_backward_weights(pd));
   } else {
-    forward = Direct(forward);
+    const auto forward = Direct(describe);
     keep(forward, src, forward.weights_desc(), dst, convolution_forward(forward));
   }
   return made;

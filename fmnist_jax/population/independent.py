@@ -215,6 +215,7 @@ class Work:
         trainer.finish(with_report=False)
       except DivergenceError as error:
         self.console.say(f'{member.name} is given up: {error}')
+        workdir.held()
         files.write_json(workdir.path / 'diverged.json', {'message': str(error)})
       finally:
         trainer.checkpoints.close()

@@ -7,7 +7,6 @@ it. A step of each member is what its step alone would be, up to the order of ad
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -183,8 +182,7 @@ class Group(Trainer):
     for k, (config, workdir) in enumerate(self.members):
       records = [epoch['members'][workdir.path.name] for epoch in epochs
                  if workdir.path.name in epoch['members']]
-      files.write_bytes(workdir.history.path,
-                        b''.join(json.dumps(record).encode() + b'\n' for record in records))
+      workdir.history.replace(records)
       if self.progress.bad_steps[k] >= 0:
         files.write_json(workdir.path / 'diverged.json', {'message': self._why(k)})
         continue
@@ -202,7 +200,7 @@ class Group(Trainer):
 def _save_member(workdir: Workdir, own: Progress, best: step.TrainState,
                  latest: step.TrainState) -> None:
   """The best and the latest checkpoint of a member, as its run alone would have left them."""
-  checkpoints = Checkpoints(workdir.path / 'checkpoints')
+  checkpoints = Checkpoints(workdir.path / 'checkpoints', held=workdir.held)
   zero = jax.device_get(step.Sums.zero())
   at_best = dataclasses.replace(own, epoch=own.best_epoch, finished=own.best_epoch == own.epoch)
   checkpoints.save(own.best_step, {'state': best, 'sums': zero}, dataclasses.asdict(at_best))

@@ -228,7 +228,7 @@ def samples(images: Sequence[Sequence[np.ndarray]], class_names: Sequence[str],
     theme: colours.
   """
   names = [short(name) for name in class_names]
-  columns = max(len(row) for row in images)
+  columns = max(5, *(len(row) for row in images))  # Else a few images would be a tall picture.
   height, width = next(image.shape[:2] for row in images for image in row)
   gap = max(width // 14, 1)
   room = room_for(names)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fmnist_jax import machine
+from fmnist_jax.errors import is_tame
 
 # The forms of JSON values. A type is itself, float any finite number; a range is a whole number
 # in it; a tuple lists alternatives; [form] is a list; {name: form} is an object that has at least
@@ -78,8 +79,8 @@ def problem(value: Any, form: Form, name: str = '') -> str | None:
   return next(filter(None, (problem(*entry) for entry in entries)), None)
 
 
-_WORDS: dict[Any, str] = {str: 'printable string', bool: 'true or false', float: 'number', None: 'null',
-                         dict: 'object'}
+_WORDS: dict[Any, str] = {str: 'printable string', bool: 'true or false', float: 'number',
+                          None: 'null', dict: 'object'}
 
 
 def _is_plain(value: Any, form: Form) -> bool:
@@ -91,7 +92,7 @@ def _is_plain(value: Any, form: Form) -> bool:
     # Integers of hundreds of digits are no floats, and 1e999 is read as infinity.
     return type(value) in (int, float) and abs(value) < 1e300
   if form is str:  # What is read is printed: no control characters, for a terminal to obey.
-    return type(value) is str and value.isprintable()
+    return type(value) is str and is_tame(value)
   return value is None if form is None else type(value) is form
 
 
@@ -128,15 +129,15 @@ def arrays(file: BinaryIO, wanted: Collection[str], *,
   Args:
     file: to read.
     wanted: names.
-    packed: whether arrays may be compressed, 1,000 to one at worst; what this library writes never
-      is.
+    packed: whether arrays may be compressed, 1,000 to one at worst; what this library writes is
+      not.
 
   Raises:
     ValueError: in one line, for whatever is wrong with it; pickled objects, too, are refused.
   """
   try:
     found, left = {}, machine.memory() // 2
-    whole = os.fstat(file.fileno()).st_size
+    whole = file.seek(0, os.SEEK_END)
     with zipfile.ZipFile(file) as archive:
       for name in wanted:
         if f'{name}.npy' not in archive.NameToInfo:

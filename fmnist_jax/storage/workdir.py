@@ -14,12 +14,18 @@ import socket
 import stat
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fmnist_jax import processes
 from fmnist_jax.config import Config, differences, from_json, to_json
-from fmnist_jax.errors import CheckpointError, ConfigError, UnknownPartError, WorkdirError
+from fmnist_jax.errors import (
+  CheckpointError,
+  ConfigError,
+  UnknownPartError,
+  WorkdirError,
+  is_tame,
+)
 from fmnist_jax.storage import readback
 from fmnist_jax.storage.files import (
   PathLike,
@@ -122,12 +128,20 @@ class History:
       write_bytes(self.path, b''.join(self._lines))
     return [record for record, _ in kept]
 
+  def replace(self, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes these records, atomically, in place of all that are there; in process 0."""
+    self._held()
+    lines: list[bytes] = []
+    for record in records:
+      lines.append(_sealed(lines, record))
+    write_bytes(self.path, b''.join(lines))
+    self._lines = lines
+
   def _append(self, record: Mapping[str, Any]) -> None:
     self._held()
     if self._lines is None:
       self._lines = [line for _, line in self._parse(self._load())]
-    body = json.dumps(dict(record), allow_nan=False).encode()[:-1]
-    line = body + _SEAL % _seal(self._lines, body)
+    line = _sealed(self._lines, record)
     end = sum(map(len, self._lines))
     try:
       with open(self.path, 'ab') as file:
@@ -187,6 +201,12 @@ def _seal(before: list[bytes], body: bytes) -> bytes:
   """What a line ends with, of the lines before it and its own beginning."""
   last = _SEALED.fullmatch(before[-1]) if before else None
   return hashlib.sha256((last[2] if last else b'') + body).hexdigest()[:16].encode()
+
+
+def _sealed(before: list[bytes], record: Mapping[str, Any]) -> bytes:
+  """A record's line; raises ValueError for NaN and infinity."""
+  body = json.dumps(dict(record), allow_nan=False).encode()[:-1]
+  return body + _SEAL % _seal(before, body)
 
 
 def _whole_lines(content: bytes) -> int:
@@ -315,39 +335,41 @@ class Workdir:
 def _lock(directory: pathlib.Path) -> int:
   """Takes the lock of a directory and writes into it who has it; returns its descriptor."""
   path = directory / '.lock'
-  # Neither a link's target is written, nor a pipe's reader waited for.
-  fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-  try:
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    if os.fstat(fd).st_nlink > 1 or not _same(fd, path):
+  for _ in range(100):
+    # Neither a link's target is written, nor a pipe's reader waited for.
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+      fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      ours = _same(fd, path)
+      if ours and os.fstat(fd).st_nlink == 1:
+        os.ftruncate(fd, 0)
+        os.write(fd, f'process {os.getpid()} on {socket.gethostname()}'.encode())
+        return fd
       # A hard-linked copy of a run has a lock of its own; somebody may have made one just now.
-      if _same(fd, path):
+      if ours:
         path.unlink()
+    except BlockingIOError as error:
+      time.sleep(0.1)  # The holder writes its name just after it has locked.
+      holder = os.pread(fd, 200, 0).decode(errors='replace') or 'another process'
       os.close(fd)
-      return _lock(directory)
-    os.ftruncate(fd, 0)
-    os.write(fd, f'process {os.getpid()} on {socket.gethostname()}'.encode())
-    return fd
-  except BlockingIOError as error:
-    time.sleep(0.1)  # The holder writes its name just after it has locked.
-    holder = os.pread(fd, 200, 0).decode(errors='replace') or 'another process'
+      raise WorkdirError(f'{directory} is in use by {holder}; wait for it, stop it, or choose '
+                         'another --workdir.') from error
+    except OSError as error:
+      os.close(fd)
+      if error.errno in _LOCK_UNSUPPORTED:
+        raise WorkdirError(f'{directory} is on a file system that cannot lock files '
+                           f'({reason(error)}); choose a --workdir on a local disk.') from error
+      error.filename = str(path)
+      raise
     os.close(fd)
-    raise WorkdirError(f'{directory} is in use by {holder}; wait for it, stop it, or choose '
-                       'another --workdir.') from error
-  except OSError as error:
-    os.close(fd)
-    if error.errno in _LOCK_UNSUPPORTED:
-      raise WorkdirError(f'{directory} is on a file system that cannot lock files '
-                         f'({reason(error)}); choose a --workdir on a local disk.') from error
-    error.filename = str(path)
-    raise
+  raise WorkdirError(f'{path} is replaced again and again; choose another --workdir.')
 
 
 def _same(fd: int, path: pathlib.Path) -> bool:
   """Whether an open file is what lies under a name."""
   try:
     return os.path.samestat(os.fstat(fd), os.lstat(path))
-  except FileNotFoundError:
+  except OSError:
     return False
 
 
@@ -362,7 +384,7 @@ _OWN = {'.lock': _FILE, 'config.json': _FILE, 'metrics.jsonl': _FILE, 'results.j
 def _check_name(path: pathlib.Path) -> None:
   """Raises WorkdirError for a path that the storage of arrays would take for another."""
   text = os.fspath(path.absolute())
-  if '\\' in text or not text.isprintable():
+  if '\\' in text or not is_tame(text):
     raise WorkdirError(f'{text} has a backslash in its path, or bytes that are no printable '
                        'characters, with which arrays cannot be stored; choose another --workdir.')
 
