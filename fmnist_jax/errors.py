@@ -15,7 +15,7 @@ class UserError(Exception):
 
   Attributes:
     agreed: whether all processes of a run raise it, or what it stands for, at the same point.
-    told: whether another process of the run tells it, so that this one need not.
+    told: whether it has been told already: by another process of the run, or one by one.
   """
   agreed = False
   told = False

@@ -1,10 +1,9 @@
-"""From a picture to what a model takes, as Fashion-MNIST was made of photographs (arXiv:1708.07747).
+"""From a picture to what a model takes, as Fashion-MNIST was made (arXiv:1708.07747).
 
-The specification, for a model of H x W pixels and C channels. A picture that has this size and is
-grey, where C is 1, passes through unchanged. Any other:
+The specification, for a model of H x W pixels and C channels:
 
-1. It is turned as its EXIF orientation says, laid on white where it is transparent, and made RGB of
-   8 bits.
+1. A picture is turned as its EXIF orientation says, laid on white where it is transparent, and made
+   RGB of 8 bits. One that is now of the model's size, and grey where C is 1, is taken as it is.
 2. Its background is the median of its four corners, channel by channel.
 3. Rows and columns at its edges that differ from the background by at most 12 of 255 (5 %) are
    trimmed; where nothing else is left, nothing is.
@@ -19,26 +18,28 @@ grey, where C is 1, passes through unchanged. Any other:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fmnist_jax.errors import DataError
 
 FORMATS = ('PNG', 'JPEG', 'BMP', 'WEBP')
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 MOST_PIXELS = 100_000_000
+_AT_ONCE = 2**20  # pixels that are float64 at a time
 _TRIMMED = 12
-_GREY = np.array([0.299, 0.587, 0.114])
+_GREY = np.array([299, 587, 114])  # thousandths
 
 
-def read(file: str | IO[bytes], image_shape: tuple[int, int, int], name: str = '') -> np.ndarray:
+def read(file: IO[bytes], image_shape: tuple[int, int, int], name: str) -> np.ndarray:
   """Reads a picture.
 
   Args:
-    file: path, or an open file.
+    file: open.
     image_shape: (H, W, C) of the model, C being 1 or 3.
     name: of the file, for errors.
 
@@ -48,58 +49,54 @@ def read(file: str | IO[bytes], image_shape: tuple[int, int, int], name: str = '
   Raises:
     DataError: when it is no picture, or one larger than 100 million pixels.
   """
-  name = name or str(file)
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # Of the size, which is looked at here.
-      image = Image.open(file, formats=FORMATS)
-      if image.width * image.height > MOST_PIXELS:
-        raise ValueError(f'it is {image.width:,} x {image.height:,} pixels large')
-      pixels = _rgb(image)
+      with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+          raise ValueError(f'it is {image.width:,} x {image.height:,} pixels large, more than '
+                           f'{MOST_PIXELS:,} in all')
+        return to_input(_rgb(image), image_shape)
   except Exception as error:  # Pillow raises what it pleases.
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or (
         type(error).__name__)
-    if 'cannot identify' in reason:
+    if isinstance(error, UnidentifiedImageError):
       reason = f'it is none of {", ".join(FORMATS)}'
-    raise DataError(f'{name} is no picture that can be read ({reason[:200].rstrip(".")}).') from error
-  return to_input(pixels, image_shape)
+    raise DataError(f'{name} is no picture that can be read ({reason[:200].rstrip(".")}).'
+                    ) from error
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-  """uint8 [h, w, 3]: step 1."""
-  image = ImageOps.exif_transpose(image)
+  """uint8 [h, w, 3]: the first half of step 1."""
+  image.load()  # What is broken in the picture itself is told.
+  with contextlib.suppress(Exception):  # Broken EXIF says nothing of how to turn it.
+    image = ImageOps.exif_transpose(image)
   if image.mode.startswith('I'):  # 16 bits.
-    grey = np.asarray(image).astype(np.float64) / 257
-    return np.repeat(np.floor(np.clip(grey, 0, 255) + 0.5).astype(np.uint8)[..., None], 3, -1)
+    grey = (np.clip(np.asarray(image), 0, 65535).astype(np.uint32) + 128) // 257
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
   if image.has_transparency_data:
-    rgba = np.asarray(image.convert('RGBA')).astype(np.float64)
-    part = rgba[..., 3:] / 255
-    return np.floor(rgba[..., :3] * part + 255 * (1 - part) + 0.5).astype(np.uint8)
+    rgba = np.asarray(image.convert('RGBA')).astype(np.uint16)
+    part = rgba[..., 3:]  # Sums are at most 255 * 255 + 127.
+    return ((rgba[..., :3] * part + 255 * (255 - part) + 127) // 255).astype(np.uint8)
   return np.asarray(image.convert('RGB'))
 
 
 def to_input(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-  """Steps 2 to 8.
+  """The second half of step 1, and steps 2 to 8.
 
   Args:
     pixels: uint8 [h, w, 3].
-    image_shape: (H, W, C).
+    image_shape: (H, W, C), C being 1 or 3.
 
   Returns:
     uint8 [H, W, C].
-
-  Raises:
-    DataError: for a model of other than 1 or 3 channels.
   """
   height, width, channels = image_shape
-  if channels not in (1, 3):
-    raise DataError(f'The model takes images of {channels} channels; pictures have 1 or 3.')
   if pixels.shape[:2] == (height, width) and (
       channels == 3 or (pixels == pixels[..., :1]).all()):
     return pixels[..., :channels]
-  image = pixels.astype(np.float64)
-  background = np.median(image[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0)
-  image = _trimmed(image, background)
+  background = np.median(pixels[[0, 0, -1, -1], [0, -1, 0, -1]], axis=0)
+  image = _trimmed(pixels, background)
   factor = min(height / image.shape[0], width / image.shape[1])
   size = [max(int(np.floor(side * factor + 0.5)), 1) for side in image.shape[:2]]
   image = _sharpened(_resized(image, size))
@@ -107,14 +104,21 @@ def to_input(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarra
   canvas = np.broadcast_to(background, (height, width, 3)).copy()
   canvas[top:top + size[0], left:left + size[1]] = image
   if channels == 1:
-    canvas = (canvas @ _GREY)[..., None]
-    if background @ _GREY > 127.5:
+    canvas = (canvas @ _GREY)[..., None] / 1000
+    if background @ _GREY / 1000 > 127.5:
       canvas = 255 - canvas
   return np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
 
 
+def _strips(image: np.ndarray) -> list[slice]:
+  """Rows to work on at a time, so that a large picture does not take ten times its memory."""
+  step = max(_AT_ONCE // image.shape[1], 1)
+  return [slice(at, at + step) for at in range(0, len(image), step)]
+
+
 def _trimmed(image: np.ndarray, background: np.ndarray) -> np.ndarray:
-  differs = (np.abs(image - background) > _TRIMMED).any(axis=-1)
+  differs = np.concatenate([(np.abs(image[rows] - background) > _TRIMMED).any(axis=-1)
+                            for rows in _strips(image)])
   if not differs.any():
     return image
   rows, columns = (np.flatnonzero(differs.any(axis=axis)) for axis in (1, 0))
@@ -124,7 +128,8 @@ def _trimmed(image: np.ndarray, background: np.ndarray) -> np.ndarray:
 def _resized(image: np.ndarray, size: list[int]) -> np.ndarray:
   """[h, w, 3] -> [*size, 3], means of areas."""
   down, across = (_areas(old, new) for old, new in zip(image.shape, size))
-  return np.einsum('Hh,hwc,Ww->HWc', down, image, across, optimize=True)
+  return np.sum([np.einsum('Hh,hwc,Ww->HWc', down[:, rows], image[rows].astype(np.float64), across,
+                           optimize=True) for rows in _strips(image)], axis=0)
 
 
 def _areas(old: int, new: int) -> np.ndarray:
@@ -142,6 +147,6 @@ def _sharpened(image: np.ndarray) -> np.ndarray:
   for axis in (0, 1):
     pads = [(1, 1) if axis == other else (0, 0) for other in range(3)]
     padded, length = np.pad(mean, pads, mode='edge'), mean.shape[axis]
-    mean = sum(weight * np.take(padded, range(at, at + length), axis)
-               for at, weight in enumerate(weights))
+    mean = np.sum([weight * np.take(padded, range(at, at + length), axis)
+                   for at, weight in enumerate(weights)], axis=0)
   return 2 * image - mean

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ from fmnist_jax import command
 from fmnist_jax.errors import DataError, UserError
 from fmnist_jax.interrupt import Interrupt
 
-AT_ONCE = 1000  # images
+AT_ONCE = 100  # images
 LARGEST_INPUT = 2**30  # bytes, of standard input
 
 
@@ -43,7 +41,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--config', metavar='FILE', help='the config file of the run, where it '
                       'defines a model or another part of your own')
   command.add_import_argument(parser)
-  args = parser.parse_args(argv)
+  args = parser.parse_intermixed_args(argv)
   from fmnist_jax import config_file, machine
   from fmnist_jax.storage import workdir
   from fmnist_jax.trained_model import load_run
@@ -51,7 +49,10 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   train = workdir.read_config(args.workdir).train
   machine.setup(deterministic=train.deterministic, compile_cache=train.compile_cache)
   run = load_run(args.workdir, args.checkpoint)
-  failed: list[DataError] = []
+  if run.image_shape[2] not in (1, 3):
+    raise DataError(f'The model of {args.workdir} takes images of {run.image_shape[2]} channels; '
+                    'pictures have 1 or 3.')
+  failed: list[str] = []
   WRITERS[args.format](answers(run, args.files, failed), run.class_names)
   if failed:
     error = UserError(f'{len(failed)} of the files could not be read.')
@@ -59,7 +60,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
     raise error
 
 
-def answers(run: Any, files: Sequence[str], failed: list[DataError]) -> Iterator[Answer]:
+def answers(run: Any, files: Sequence[str], failed: list[str]) -> Iterator[Answer]:
   """What a `TrainedModel` says of each image, in order; files that are none are told on stderr.
 
   Args:
@@ -68,14 +69,26 @@ def answers(run: Any, files: Sequence[str], failed: list[DataError]) -> Iterator
     failed: gets the error of each file that could not be read.
   """
   import numpy as np
-  waiting = _images(run.image_shape, files, failed)
-  while some := list(itertools.islice(waiting, AT_ONCE)):
+  for some in _alike(_images(run.image_shape, files, failed)):
     for (name, _), row in zip(some, run.predict(np.stack([image for _, image in some]))):
       yield Answer(name, row)
+    sys.stdout.flush()
+
+
+def _alike(images: Iterator[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+  """Neighbours of one dtype, bytes or fractions, at most AT_ONCE together."""
+  some: list[tuple[str, Any]] = []
+  for name, image in images:
+    if some and (len(some) == AT_ONCE or image.dtype != some[0][1].dtype):
+      yield some
+      some = []
+    some.append((name, image))
+  if some:
+    yield some
 
 
 def _images(shape: tuple[int, int, int], files: Sequence[str],
-            failed: list[DataError]) -> Iterator[tuple[str, Any]]:
+            failed: list[str]) -> Iterator[tuple[str, Any]]:
   for file in files:
     try:
       yield from _of_file(shape, file, failed)
@@ -83,17 +96,19 @@ def _images(shape: tuple[int, int, int], files: Sequence[str],
       _tell(error, failed)
 
 
-def _tell(error: DataError, failed: list[DataError]) -> None:
+def _tell(error: DataError, failed: list[str]) -> None:
   sys.stdout.flush()
   print(f'error: {command.one_line(str(error))}', file=sys.stderr)
-  failed.append(error)
+  failed.append(str(error))  # Not the error, which holds on to the picture.
 
 
 def _of_file(shape: tuple[int, int, int], file: str,
-             failed: list[DataError]) -> Iterator[tuple[str, Any]]:
+             failed: list[str]) -> Iterator[tuple[str, Any]]:
   """(name, uint8 [H, W, C]) of all images in a file, folder or standard input."""
   from fmnist_jax import photograph
   if file == '-':
+    if sys.stdin is None:
+      raise DataError('There is no standard input.')
     content = sys.stdin.buffer.read(LARGEST_INPUT + 1)
     if len(content) > LARGEST_INPUT:
       raise DataError(f'Standard input holds more than {LARGEST_INPUT:,} bytes; name a file.')
@@ -103,33 +118,42 @@ def _of_file(shape: tuple[int, int, int], file: str,
     else:
       yield file, photograph.read(stream, shape, 'standard input')
   elif os.path.isdir(file):
-    found = sorted(path for path in pathlib.Path(file).rglob('*')
-                   if path.suffix.lower() in photograph.SUFFIXES and path.is_file())
+    def unreadable(error: OSError) -> None:
+      _tell(DataError(f'{error.filename} cannot be read: {error.strerror}.'), failed)
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(file, onerror=unreadable)
+             for name in names if name.lower().endswith(photograph.SUFFIXES)]
     if not found:
       raise DataError(f'{file} holds no pictures ({", ".join(photograph.SUFFIXES)}).')
-    for path in found:
+    for path in sorted(found):
       try:
-        yield str(path), photograph.read(str(path), shape)
+        with _opened(path) as opened:
+          image = photograph.read(opened, shape, path)
       except DataError as error:
         _tell(error, failed)
-  elif file.endswith('.npz'):
-    from fmnist_jax.storage import readback
-    try:
-      stream = readback.open_regular(file)
-    except (OSError, ValueError) as error:
-      raise DataError(f'{file} cannot be read: {getattr(error, "strerror", None) or error}.'
-                      ) from error
-    with stream:
-      yield from _of_npz(shape, stream, file)
+        continue
+      yield path, image
   else:
-    yield file, photograph.read(file, shape)
+    with _opened(file) as opened:
+      if file.endswith('.npz'):
+        yield from _of_npz(shape, opened, file)
+      else:
+        yield file, photograph.read(opened, shape, file)
+
+
+def _opened(file: str) -> Any:
+  from fmnist_jax.storage import readback
+  try:
+    return readback.open_regular(file)
+  except (OSError, ValueError) as error:
+    raise DataError(f'{file} cannot be read: {getattr(error, "strerror", None) or error}.'
+                    ) from error
 
 
 def _of_npz(shape: tuple[int, int, int], stream: Any, name: str) -> Iterator[tuple[str, Any]]:
   from fmnist_jax.storage import readback
   from fmnist_jax.trained_model import check_images
   try:
-    found = readback.arrays(stream, ('images', 'x_test'))
+    found = readback.arrays(stream, ('images',))
     if not found:
       raise ValueError('it has no array images')
     images = check_images(next(iter(found.values())), shape)
@@ -143,7 +167,7 @@ def _of_npz(shape: tuple[int, int, int], stream: Any, name: str) -> Iterator[tup
 
 def _table(found: Iterator[Answer], class_names: Sequence[str]) -> None:
   for name, row in found:
-    best, *others = (int(k) for k in row.argsort(kind='stable')[::-1][:3])
+    best, *others = (int(k) for k in (-row).argsort(kind='stable')[:3])
     rest = ', '.join(f'{class_names[k]} {row[k]:.1%}' for k in others)
     print(f'{command.one_line(name)}: {class_names[best]} {row[best]:.1%}  ({rest})')
 
@@ -155,11 +179,11 @@ def _json(found: Iterator[Answer], class_names: Sequence[str]) -> None:
 
 
 def _csv(found: Iterator[Answer], class_names: Sequence[str]) -> None:
-  out = csv.writer(sys.stdout)
+  out = csv.writer(sys.stdout, lineterminator='\n')
   out.writerow(['file', 'class', 'probability', *class_names])
   for name, row in found:
     best = int(row.argmax())
-    out.writerow([name, class_names[best], float(row[best]), *map(float, row)])
+    out.writerow([command.one_line(name), class_names[best], float(row[best]), *map(float, row)])
 
 
 WRITERS = {'table': _table, 'json': _json, 'csv': _csv}

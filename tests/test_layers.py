@@ -8,7 +8,7 @@ import fmnist_jax
 # Lowest first; modules of one layer may import each other's only where they are one package.
 LAYERS = (
     ('errors', 'interrupt', 'locks'),
-    ('machine',),
+    ('machine', 'photograph'),
     ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
     ('ops',),
     ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
@@ -23,7 +23,7 @@ LAYERS = (
     ('train', 'population.vectorized'),
     ('population.independent',),
     ('population.train',),
-    ('main', 'evaluate', 'compare', 'population.__main__'),
+    ('main', 'evaluate', 'predict', 'compare', 'population.__main__'),
     ('__main__',),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

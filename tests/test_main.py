@@ -106,7 +106,7 @@ def test_all_commands_have_one_name_too(tmp_path):
       'fmnist-jax = fmnist_jax.__main__:main')
   code, out, err = run(['train', '--config=smoke', '--help'], tmp_path, module='fmnist_jax')
   assert (code, err) == (0, '') and '--config.optim.learning_rate=' in out
-  for name, argument in (('evaluate', '--split'), ('population', '--seeds'),
+  for name, argument in (('evaluate', '--split'), ('predict', '--format'), ('population', '--seeds'),
                          ('compare', '--output')):
     code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
     assert (code, err) == (0, '') and argument in out
@@ -114,7 +114,7 @@ def test_all_commands_have_one_name_too(tmp_path):
   assert code == 0 and 'train|evaluate|predict|population|compare' in out
   code, out, err = run(['tarin'], tmp_path, module='fmnist_jax')
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
-                               'evaluate, population, compare.\n')
+                               'evaluate, predict, population, compare.\n')
 
 
 def test_a_reader_that_leaves_gets_no_traceback(tmp_path):

@@ -402,12 +402,12 @@ def test_images_nobody_expects():
 
 ARGUMENTS = ('--workdir', '--split', '--checkpoint', '--data_dir', '--config', '--seeds', '--vary',
              '--mode', '--at_once', '--output', '--import', '--coordinator', '--processes',
-             '--process',
+             '--process', '--format',
              '--config.train.epochs', '--', '-h5', '-', '--x',
              '--config.', '--config.x')
 
 
-@pytest.mark.parametrize('program', ['main', 'evaluate', 'population', 'compare'])
+@pytest.mark.parametrize('program', ['main', 'evaluate', 'predict', 'population', 'compare'])
 def test_arguments_nobody_expects(program, tmp_path, monkeypatch):
   import importlib
   place = f'{program}.__main__' if program == 'population' else program
