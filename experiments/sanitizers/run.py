@@ -45,8 +45,8 @@ SANITIZERS = {
     THREAD: ('tsan', ('-fsanitize=thread',), (), 'TSAN_OPTIONS', 'suppressions=')}
 # Sanitizer, what is wrong, right text, wrong text, operations to call, what must be told.
 FAULTS = (
-    (ADDRESS, 'one byte too many of a gradient is cleared', 'size * sizeof(T));',
-     'size * sizeof(T) + 1);', 'max_pool', 'heap-buffer-overflow'),
+    (ADDRESS, 'one byte too many of a gradient is cleared', 's.in() * sizeof(T));',
+     's.in() * sizeof(T) + 1);', 'max_pool', 'heap-buffer-overflow'),
     (ADDRESS, 'random bits are written past the end of scratch memory', 'bits[i] = a ^ b;',
      'bits[i + 1] = a ^ b;', 'dropout', 'heap-buffer-overflow'),
     (ADDRESS, 'a shift by all 32 bits', 'x >> (32 - by)', 'x >> (45 - by)', 'dropout',
