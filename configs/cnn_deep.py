@@ -3,7 +3,7 @@
 
   python -m fmnist_jax.main --config=configs/cnn_deep.py
 
-93.4 % on the test images of Fashion-MNIST (seed 0), 221 s from start to report on two cores of an
+93.4 % on the test images of Fashion-MNIST (seed 0), 189 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16 (with a compiler beside it for a minute, at idle priority).
 """
 

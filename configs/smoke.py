@@ -2,7 +2,7 @@
 
   python -m fmnist_jax.main --config=configs/smoke.py
 
-83.2 % on the test images of drawn garments (seed 0), 10 s from start to report on two cores of an
+82.0 % on the test images of drawn garments (seed 0), 11 s from start to report on two cores of an
 AMD EPYC with AVX-512 and bfloat16.
 """
 
