@@ -106,7 +106,8 @@ def test_all_commands_have_one_name_too(tmp_path):
       'fmnist-jax = fmnist_jax.__main__:main')
   code, out, err = run(['train', '--config=smoke', '--help'], tmp_path, module='fmnist_jax')
   assert (code, err) == (0, '') and '--config.optim.learning_rate=' in out
-  for name, argument in (('evaluate', '--split'), ('predict', '--format'), ('population', '--seeds'),
+  for name, argument in (('evaluate', '--split'), ('predict', '--format'),
+                         ('population', '--seeds'),
                          ('compare', '--output')):
     code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
     assert (code, err) == (0, '') and argument in out

@@ -255,13 +255,6 @@ def test_useful_size_reads_no_more_than_is_needed():
   assert ops.useful_size((12, 12), 3, (2, 2)) == (26, 26)
 
 
-@needs_onednn
-@pytest.mark.parametrize(('strides', 'padding'), [((2, 2), ((1, 0), (0, 1))), ((3, 3), 'SAME')])
-def test_pixels_that_no_window_reaches_get_no_gradient(strides, padding):
-  compare(*(lambda x, i=form: ops.max_pool(x, (2, 2), strides, padding, implementation=i)
-            for form in ('onednn', 'native')), draw(0, (3, 4, 4, 2)))
-
-
 def test_bytes_are_scaled_and_rounded_as_by_the_compiler():
   bytes_ = jnp.arange(256, dtype=jnp.uint8)
   expected = (bytes_.astype(jnp.float32) * jnp.float32(1 / 255)).astype(jnp.bfloat16)
@@ -403,6 +396,13 @@ def test_without_onednn_one_sentence_says_what_to_do(monkeypatch, caplog):
   with pytest.raises(BackendError, match=r'install g\+\+\); or set train.operations=matmul'):
     ops.conv2d(draw(0, (1, 4, 4, 1)), draw(1, (3, 3, 1, 1)), padding='SAME',
                implementation='onednn')
+
+
+@needs_onednn
+@pytest.mark.parametrize(('strides', 'padding'), [((2, 2), ((1, 0), (0, 1))), ((3, 3), 'SAME')])
+def test_pixels_that_no_window_reaches_get_no_gradient(strides, padding):
+  compare(*(lambda x, i=form: ops.max_pool(x, (2, 2), strides, padding, implementation=i)
+            for form in ('onednn', 'native')), draw(0, (3, 4, 4, 2)))
 
 
 @needs_onednn

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 MOST_PIXELS = 128  # of a side
 
 

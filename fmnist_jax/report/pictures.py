@@ -136,7 +136,7 @@ def _grouped_bars(groups: Sequence[tuple[str, str, Sequence[float], Sequence[str
   axes = new_axes(figure, theme, left=room_for(names), right=0.2, top=0.65, bottom=0.5)
   thickness = 0.84 / len(groups)
   rows = np.arange(len(names))
-  longest = max(max(lengths) for _, _, lengths, _ in groups)
+  longest = max(max(lengths) for _, _, lengths, _ in groups) or 1  # All may be nought.
   for i, (legend, color, lengths, texts) in enumerate(groups):
     place = rows + (i - (len(groups) - 1) / 2) * thickness
     axes.barh(place, lengths, height=0.86 * thickness, color=color, label=legend)
