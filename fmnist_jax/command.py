@@ -109,6 +109,25 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
                       'that a config.json names; may be given several times')
 
 
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+  """The arguments that say which run is used."""
+  parser.add_argument('--workdir', required=True, metavar='DIR', help='directory of the run')
+  parser.add_argument('--checkpoint', default='best', metavar='best|latest|STEP',
+                      help='which checkpoint (default: best)')
+  parser.add_argument('--config', metavar='FILE', help='the config file of the run, where it '
+                      'defines a model or another part of your own')
+  add_import_argument(parser)
+
+
+def prepare_run(args: argparse.Namespace) -> None:
+  """Imports what the run that `add_run_arguments` names is made of, and starts jax as it says."""
+  from fmnist_jax import config_file
+  from fmnist_jax.storage import workdir
+  config_file.import_parts(args.imports + [args.config] * bool(args.config))
+  train = workdir.read_config(args.workdir).train
+  machine.setup(deterministic=train.deterministic, compile_cache=train.compile_cache)
+
+
 def load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Config:
   """The config that the arguments of `add_config_arguments` name."""
   from fmnist_jax import config_file

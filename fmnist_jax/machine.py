@@ -106,7 +106,10 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 # jax's settings that would change results, or stop a run half-way, and what they must be.
 _SETTINGS = {'jax_enable_x64': (False,), 'jax_disable_jit': (False,), 'jax_debug_nans': (False,),
              'jax_debug_infs': (False,), 'jax_numpy_dtype_promotion': ('standard',),
-             'jax_transfer_guard': (None, 'allow', 'log')}
+             **dict.fromkeys(('jax_transfer_guard', 'jax_transfer_guard_host_to_device',
+                              'jax_transfer_guard_device_to_host',
+                              'jax_transfer_guard_device_to_device'),
+                             (None, 'allow', 'log', 'log_explicit'))}
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
@@ -123,7 +126,7 @@ def check() -> None:
   """
   import jax
   for name, right in _SETTINGS.items():
-    value = jax.config.values.get(name, right[0])
+    value = jax.config.values[name]
     if value not in right:
       raise BackendError(f'{name.upper()} is {value}, with which results are not those that are '
                          'promised, or none at all; unset it.')

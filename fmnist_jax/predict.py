@@ -33,21 +33,12 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
       'photographs; a picture of the model\'s own size is taken as it is.')
   parser.add_argument('files', nargs='+', metavar='FILE', help='PNG, JPEG, BMP or WebP; a folder '
                       'of them; a .npz with an array images; - for standard input')
-  parser.add_argument('--workdir', required=True, help='directory of the run')
-  parser.add_argument('--checkpoint', default='best', metavar='best|latest|STEP',
-                      help='which checkpoint (default: best)')
+  command.add_run_arguments(parser)
   parser.add_argument('--format', choices=tuple(WRITERS), default='table',
                       help='what is printed (default: table)')
-  parser.add_argument('--config', metavar='FILE', help='the config file of the run, where it '
-                      'defines a model or another part of your own')
-  command.add_import_argument(parser)
   args = parser.parse_intermixed_args(argv)
-  from fmnist_jax import config_file, machine
-  from fmnist_jax.storage import workdir
+  command.prepare_run(args)
   from fmnist_jax.trained_model import load_run
-  config_file.import_parts(args.imports + [args.config] * bool(args.config))
-  train = workdir.read_config(args.workdir).train
-  machine.setup(deterministic=train.deterministic, compile_cache=train.compile_cache)
   run = load_run(args.workdir, args.checkpoint)
   if run.image_shape[2] not in (1, 3):
     raise DataError(f'The model of {args.workdir} takes images of {run.image_shape[2]} channels; '

@@ -31,6 +31,11 @@ def hyper_arrays(config: config_lib.Config) -> dict[str, jax.Array]:
           for name, value in config_lib.continuous(config).items()}
 
 
+class _Seconds(threading.local):
+  """What each thread spent, see `Programs`."""
+  compile = paused = 0.0
+
+
 class Programs:
   """The pure functions of a run and their compiled forms.
 
@@ -42,7 +47,7 @@ class Programs:
     mesh: what the programs run on.
     horizon: how long the run is.
     compile_seconds: that this thread spent compiling so far.
-    waited_seconds: that it waited for another thread to compile what it needed, too.
+    paused_seconds: those, and what it waited for another thread to compile what it needed too.
   """
 
   def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
@@ -56,19 +61,19 @@ class Programs:
       raise ConfigError(f'train.epochs is {settings.shown(config.train.epochs)}: with '
                         f'{self.horizon.steps_per_epoch:,} steps an epoch there may be at most '
                         f'{(2**31 - 1) // self.horizon.steps_per_epoch:,}.')
-    self._seconds = threading.local()
+    self._seconds = _Seconds()
     self._compiled: dict[Any, Any] = {}
     self._lock = threading.Lock()
 
   @property
   def compile_seconds(self) -> float:
     """See the class."""
-    return getattr(self._seconds, 'compile', 0.0)
+    return self._seconds.compile
 
   @property
-  def waited_seconds(self) -> float:
+  def paused_seconds(self) -> float:
     """See the class."""
-    return getattr(self._seconds, 'waited', 0.0)
+    return self._seconds.paused
 
   @property
   def module(self) -> Any:
@@ -211,12 +216,13 @@ class Programs:
       return self._compiled[signature]
     began = time.perf_counter()
     with self._lock:  # Members of a population may train in several threads.
-      waited = time.perf_counter()
+      alone = time.perf_counter()
       if signature not in self._compiled:
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
             out_shardings=layout or self.layout).lower(*args).compile()
         machine.return_memory()
-    self._seconds.waited = self.waited_seconds + waited - began
-    self._seconds.compile = self.compile_seconds + time.perf_counter() - waited
+    now = time.perf_counter()
+    self._seconds.compile += now - alone
+    self._seconds.paused += now - began
     return self._compiled[signature]

@@ -92,21 +92,20 @@ class Stopwatch:
   def __init__(self, programs: Any):
     self._programs = programs
     self._began, self._compiled = time.perf_counter(), programs.compile_seconds
-    self._waited = programs.waited_seconds
+    self._paused = programs.paused_seconds
 
   def start(self, seconds: dict[str, float]) -> None:
     """Training begins: of the time until now only what was compiled is booked."""
-    self._began = time.perf_counter() - (self._programs.compile_seconds - self._compiled)
-    self._waited = self._programs.waited_seconds
+    self._began, self._paused = time.perf_counter(), self._programs.paused_seconds
     self.book(seconds)
 
   def book(self, seconds: dict[str, float]) -> None:
     """Adds the seconds since the last call to `compile` and `train` of `Progress.seconds`."""
     now, compiled = time.perf_counter(), self._programs.compile_seconds
-    compiling, waited = compiled - self._compiled, self._programs.waited_seconds
-    seconds['compile'] += compiling
-    seconds['train'] += now - self._began - compiling - (waited - self._waited)
-    self._began, self._compiled, self._waited = now, compiled, waited
+    paused = self._programs.paused_seconds
+    seconds['compile'] += compiled - self._compiled
+    seconds['train'] += now - self._began - (paused - self._paused)
+    self._began, self._compiled, self._paused = now, compiled, paused
 
 
 class Trainer:
@@ -278,7 +277,7 @@ class Trainer:
     before = self.progress.epoch * self.programs.horizon.steps_per_epoch
     first, previous = self.taken - before, None
     began = saved_at = time.perf_counter()
-    compiled = self.programs.compile_seconds
+    paused = self.programs.paused_seconds
     due = processes.Late()
     calls = self.equipment.train(self.state, self.sums, self.hyper, self.progress.epoch, first,
                                  *self.extra())
@@ -294,7 +293,7 @@ class Trainer:
       self.signals.check()
     if previous:
       self.show(*previous)
-    seconds = time.perf_counter() - began - (self.programs.compile_seconds - compiled)
+    seconds = time.perf_counter() - began - (self.programs.paused_seconds - paused)
     images = (self.taken - before - first) * self.config.data.batch_size
     return images / seconds if images else 0.0
 
@@ -401,16 +400,17 @@ class Trainer:
 
   def predict(self, state: step.TrainState) -> tuple[np.ndarray, dict[str, float]]:
     """Class probabilities of the split to evaluate, and seconds by phase, this one included."""
-    began, compiled = time.perf_counter(), self.programs.compile_seconds
+    began, programs = time.perf_counter(), self.programs
+    compiled, paused = programs.compile_seconds, programs.paused_seconds
     split = evaluation.split_of(self.equipment.dataset, self.config.evaluate.split)
     batches = evaluation.Batches(split, self.config.evaluate.batch_size, self.equipment.mesh,
                                  resident=False)
     probabilities = evaluation.predict(self.programs, state.variables(), batches,
                                        self.signals.check)
-    compiling = self.programs.compile_seconds - compiled
     seconds = self.progress.seconds
-    return probabilities, {**seconds, 'compile': seconds['compile'] + compiling,
-                           'evaluate': time.perf_counter() - began - compiling}
+    return probabilities, {
+        **seconds, 'compile': seconds['compile'] + programs.compile_seconds - compiled,
+        'evaluate': time.perf_counter() - began - (programs.paused_seconds - paused)}
 
   def write(self, directory: Workdir, config: config_lib.Config, progress: Progress,
             probabilities: np.ndarray, seconds: Mapping[str, float], *,

@@ -230,7 +230,8 @@ def test_a_cache_that_others_could_swap_is_not_used(tmp_path):
 
 @pytest.mark.parametrize(('name', 'value'), [
     ('jax_enable_x64', True), ('jax_disable_jit', True), ('jax_debug_nans', True),
-    ('jax_numpy_dtype_promotion', 'strict'), ('jax_transfer_guard', 'disallow')])
+    ('jax_numpy_dtype_promotion', 'strict'), ('jax_transfer_guard', 'disallow'),
+    ('jax_transfer_guard_host_to_device', 'disallow_explicit')])
 def test_settings_that_change_results_are_refused(name, value):
   import jax
   before = jax.config.values[name]

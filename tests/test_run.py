@@ -62,12 +62,13 @@ def test_results_agree_with_scikit_learn(finished):
 def test_compiling_is_not_booked_as_training(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(session.time, 'perf_counter', lambda: now[0])
-  programs = types.SimpleNamespace(compile_seconds=7.0, waited_seconds=0.0)
+  programs = types.SimpleNamespace(compile_seconds=7.0, paused_seconds=8.0)
   watch, seconds = session.Stopwatch(programs), {'data': 1.0, 'compile': 2.0, 'train': 3.0}
 
-  def pass_time(wall, compiling):
+  def pass_time(wall, compiling, waiting=0):
     now[0] += wall
     programs.compile_seconds += compiling
+    programs.paused_seconds += compiling + waiting
 
   pass_time(50, 4)
   watch.start(seconds)
@@ -76,6 +77,9 @@ def test_compiling_is_not_booked_as_training(monkeypatch):
   watch.book(seconds)
   watch.book(seconds)
   assert seconds == {'data': 1.0, 'compile': 9.0, 'train': 10.0}
+  pass_time(10, 0, waiting=6)  # Another member compiled what this one needs too, and books it.
+  watch.book(seconds)
+  assert seconds == {'data': 1.0, 'compile': 9.0, 'train': 14.0}
 
 
 def test_results_and_history_have_the_promised_fields(finished):

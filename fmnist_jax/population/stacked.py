@@ -67,9 +67,9 @@ class MemberPrograms:
     return self.alone.compile_seconds
 
   @property
-  def waited_seconds(self) -> float:
+  def paused_seconds(self) -> float:
     """See `Programs`."""
-    return self.alone.waited_seconds
+    return self.alone.paused_seconds
 
   def put(self, tree: Any) -> Any:
     """Places host arrays with a member axis."""

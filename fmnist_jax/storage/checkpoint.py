@@ -152,10 +152,12 @@ class Checkpoints:
   def _read_progress(self, directory: pathlib.Path) -> dict[str, Any]:
     """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
     try:
-      progress = json.loads((directory / 'progress.json').read_bytes())
+      progress = json.loads(readback.content(directory / 'progress.json'))
       found = readback.problem(progress, self._form)
-    except (ValueError, RecursionError, FileNotFoundError):
+    except (ValueError, RecursionError):
       found = 'it is not JSON'
+    except OSError as error:
+      found = f'progress.json: {_reason(error)}'
     if found:
       raise CheckpointError(f'The checkpoint {directory} holds no progress of a run of this '
                             f'version of fmnist_jax ({found}); choose another --workdir.')

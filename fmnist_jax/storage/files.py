@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.storage.readback import Form, open_regular, problem
+from fmnist_jax.storage.readback import Form, content, open_regular, problem
 
 PathLike = str | os.PathLike[str]
 
 _TEMPORARY = '.partial-'
-LARGEST_JSON = 2**28  # bytes
 
 
 @contextlib.contextmanager
@@ -57,10 +56,10 @@ def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
       temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
+def write_bytes(path: PathLike, whole: bytes) -> None:
   """Writes a whole file atomically; raises WorkdirError."""
   with atomic_writer(path) as file:
-    file.write(content)
+    file.write(whole)
 
 
 def write_json(path: PathLike, value: Any, *, sealed: bool = False) -> None:
@@ -76,7 +75,7 @@ def write_json(path: PathLike, value: Any, *, sealed: bool = False) -> None:
     WorkdirError: when the file cannot be written.
   """
   if sealed:
-    value = {**value, 'seal': _digest(value)}
+    value = {**value, 'seal': digest(value)}
   write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + '\n').encode())
 
 
@@ -92,13 +91,9 @@ def read_json(path: PathLike, form: Form = object, *, sealed: bool = False) -> A
     WorkdirError: when it is missing, unreadable, too large, not JSON, of another form or changed.
   """
   try:
-    with open_regular(path) as file:
-      content = file.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-      raise ValueError(f'it is larger than {LARGEST_JSON:,} bytes')
-    value = parse_json(content)
+    value = parse_json(content(path))
     found = None if form is object else problem(value, form)
-    if sealed and not found and value.pop('seal', None) != _digest(value):
+    if sealed and not found and value.pop('seal', None) != digest(value):
       found = 'it is not as it was written'
   except OSError as error:
     raise WorkdirError(f'{path} could not be read: {reason(error)}.') from error
@@ -111,8 +106,14 @@ def read_json(path: PathLike, form: Form = object, *, sealed: bool = False) -> A
   return value
 
 
-def _digest(value: Any) -> str:
-  return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+def canonical(value: Any) -> bytes:
+  """The one form in which JSON values are sealed; raises ValueError for NaN and infinity."""
+  return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
+
+
+def digest(value: Any) -> str:
+  """SHA-256 of a JSON value, in hex."""
+  return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def fsync_directory(path: PathLike) -> None:
@@ -138,9 +139,9 @@ def reason(error: OSError | ValueError) -> str:
   return getattr(error, 'strerror', None) or str(error)
 
 
-def parse_json(content: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
   """A value from JSON, of which NaN and infinity are no part; raises ValueError, RecursionError."""
-  return json.loads(content, parse_constant=_no_constant)
+  return json.loads(text, parse_constant=_no_constant)
 
 
 def _no_constant(name: str) -> None:

@@ -15,7 +15,7 @@ import stat
 from typing import Any
 
 from fmnist_jax.errors import CheckpointError
-from fmnist_jax.storage.files import fsync_directory
+from fmnist_jax.storage import files, readback
 
 FORMAT = 1
 NAME = 'manifest.json'
@@ -36,20 +36,20 @@ def write(directory: pathlib.Path, step: int) -> None:
   Raises:
     OSError: when the disk fails.
   """
-  files = {}
+  listed = {}
   for name, path in sorted(_files(directory).items()):
     with open(path, 'rb') as file:
       os.fsync(file.fileno())
-      files[name] = {'size': os.fstat(file.fileno()).st_size,
-                     'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
-  contents = {'format': FORMAT, 'step': step, 'files': files, 'versions': {
+      listed[name] = {'size': os.fstat(file.fileno()).st_size,
+                      'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+  contents = {'format': FORMAT, 'step': step, 'files': listed, 'versions': {
       name: importlib.metadata.version(name) for name in _PACKAGES}}
   with open(directory / NAME, 'xb') as file:
     file.write(seal(contents))
     file.flush()
     os.fsync(file.fileno())
   for parent, _, _ in os.walk(directory, topdown=False):
-    fsync_directory(parent)
+    files.fsync_directory(parent)
 
 
 def verify(directory: pathlib.Path) -> dict[str, Any]:
@@ -86,12 +86,7 @@ def verify(directory: pathlib.Path) -> dict[str, Any]:
 
 def seal(contents: dict[str, Any]) -> bytes:
   """What manifest.json must be, byte for byte, to hold `contents`."""
-  digest = hashlib.sha256(_canonical(contents)).hexdigest()
-  return _canonical({'contents': contents, 'sha256': digest})
-
-
-def _canonical(value: Any) -> bytes:
-  return json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode() + b'\n'
+  return files.canonical({'contents': contents, 'sha256': files.digest(contents)})
 
 
 def _read(directory: pathlib.Path) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def _read(directory: pathlib.Path) -> dict[str, Any]:
   try:
     if not stat.S_ISREG(path.lstat().st_mode):
       raise ValueError
-    text = path.read_bytes()
+    text = readback.content(path)
     contents = json.loads(text)['contents']
     if text != seal(contents):
       raise ValueError

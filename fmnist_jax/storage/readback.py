@@ -24,6 +24,7 @@ from fmnist_jax.errors import is_tame
 # these fields, {str: form} one whose fields all have that form.
 Form = Any
 
+LARGEST_JSON = 2**28  # bytes
 LONGEST_HEADER = 2**16  # bytes, of an array
 
 _COUNT = range(2**31)
@@ -117,6 +118,15 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     file.close()
     raise OSError(0, 'it is not a regular file', os.fspath(path))
   return file
+
+
+def content(path: str | os.PathLike[str]) -> bytes:
+  """All of a file of JSON; raises OSError for one that is none, or larger than any of ours."""
+  with open_regular(path) as file:
+    found = file.read(LARGEST_JSON + 1)
+  if len(found) > LARGEST_JSON:
+    raise OSError(0, f'it is larger than {LARGEST_JSON:,} bytes', os.fspath(path))
+  return found
 
 
 def arrays(file: BinaryIO, wanted: Collection[str], *,

@@ -36,7 +36,6 @@ from fmnist_jax.storage.files import (
   write_bytes,
   write_json,
 )
-from fmnist_jax.storage.readback import open_regular
 
 _LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -164,8 +163,7 @@ class History:
 
   def _load(self) -> bytes:
     try:
-      with open_regular(self.path) as file:
-        return file.read()
+      return readback.content(self.path)
     except FileNotFoundError:
       return b''
     except OSError as error:
@@ -303,10 +301,10 @@ class Workdir:
 
   def _refuse_foreign(self) -> None:
     # Through a link, or a pipe, what is written or removed here would be somebody else's.
-    for name, kinds in _OWN.items():
+    for name, kind in _OWN.items():
       path = self.path / name
       with contextlib.suppress(FileNotFoundError):
-        if stat.S_IFMT(path.lstat().st_mode) not in kinds:
+        if stat.S_IFMT(path.lstat().st_mode) != kind:
           what = 'a symbolic link' if path.is_symlink() else 'of another kind'
           raise WorkdirError(f'{path} is {what}, which no run makes; remove it or choose another '
                              '--workdir.')
@@ -374,11 +372,10 @@ def _same(fd: int, path: pathlib.Path) -> bool:
 
 
 # What lies in the directory of a run or population, and as what.
-_FILE, _FOLDER = (stat.S_IFREG,), (stat.S_IFDIR,)
-_OWN = {'.lock': _FILE, 'config.json': _FILE, 'metrics.jsonl': _FILE, 'results.json': _FILE,
-        'predictions.npz': _FILE, 'plan.json': _FILE, 'groups.json': _FILE,
-        'population.json': _FILE, 'diverged.json': _FILE, 'checkpoints': _FOLDER,
-        'report': _FOLDER, 'members': _FOLDER, 'groups': _FOLDER}
+_OWN = {
+    **dict.fromkeys(('.lock', 'config.json', 'metrics.jsonl', 'results.json', 'predictions.npz',
+                     'plan.json', 'groups.json', 'population.json', 'diverged.json'), stat.S_IFREG),
+    **dict.fromkeys(('checkpoints', 'report', 'members', 'groups'), stat.S_IFDIR)}
 
 
 def _check_name(path: pathlib.Path) -> None:
