@@ -182,6 +182,11 @@ class Group(Trainer):
     for k, (config, workdir) in enumerate(self.members):
       records = [epoch['members'][workdir.path.name] for epoch in epochs
                  if workdir.path.name in epoch['members']]
+      if len(records) != self.progress.members[k].epoch:
+        raise CheckpointError(f'{self.history.path} has {len(records)} epochs of '
+                              f'{workdir.path.name}, which trained '
+                              f'{self.progress.members[k].epoch}; put the file back, or choose '
+                              'another --workdir.')
       workdir.history.replace(records)
       if self.progress.bad_steps[k] >= 0:
         files.write_json(workdir.path / 'diverged.json', {'message': self._why(k)})

@@ -123,7 +123,12 @@ class Checkpoints:
     by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
     try:
       handler, _ = _handler()
-      # Shapes first: what does not fit is not read, however large it claims to be.
+      # Sizes and shapes first: what does not fit is not read, however large it claims to be.
+      size = sum(entry['size'] for entry in contents['files'].values())
+      if size > 2 * sum(leaf.size * np.dtype(leaf.dtype).itemsize for _, leaf in wanted) + (
+          readback.LARGEST_JSON):
+        raise CheckpointError(f'The checkpoint {directory} is damaged: its files have {size:,} '
+                              'bytes, too many for what it holds.')
       stored = handler.metadata(directory / 'state').tree
       _compare(directory, by_name, {name: (np.dtype(array.dtype).name, tuple(array.shape))
                                     for name, array in stored.items()})
@@ -284,7 +289,8 @@ class Checkpoints:
       except manifest.NewerFormatError:
         raise
       except CheckpointError as error:
-        logging.warning('%s Falling back to the checkpoint before it.', error)
+        if self._path(step).is_dir():  # Else a trainer at work has removed it meanwhile.
+          logging.warning('%s Falling back to the checkpoint before it.', error)
     if steps:
       raise CheckpointError(f'None of the checkpoints in {self.directory} (steps '
                             f'{", ".join(map(str, steps))}) is intact; delete that directory to '

@@ -98,7 +98,18 @@ def _is_plain(value: Any, form: Form) -> bool:
 
 
 def history_problem(records: Sequence[Mapping[str, Any]]) -> str | None:
-  """What keeps records from being metrics.jsonl of epochs 1, 2, 3 ...; see `problem`."""
+  """What keeps records from being metrics.jsonl of epochs 1, 2, 3 ...; see `problem`.
+
+  Those of a group hold the records of all its members, each for as long as it trained.
+  """
+  if records and 'members' in records[0]:
+    for number, record in enumerate(records, 1):
+      if found := problem(record, {'step': _COUNT, 'members': {str: {}}}):
+        return f'line {number}: {found}'
+    members = {name: [record['members'][name] for record in records if name in record['members']]
+               for name in records[0]['members']}
+    return next((f'{name}, {found}' for name, those in members.items()
+                 if (found := history_problem(those))), None)
   for number, record in enumerate(records, 1):
     validated = {name: form for name, form in _VALIDATED.items()
                  if _VALIDATED.keys() & records[0].keys()}
