@@ -393,9 +393,10 @@ class Trainer:
                          with_report=with_report)
     if with_report:
       self.console.say(report.classification_table(results))
-    page = f'; report: {self.workdir.path / "report" / "report.html"}' if with_report else ''
+    page = self.workdir.path / 'report' / 'report.html'
+    shown = f'; report: {page}' if with_report and page.exists() else ''
     self.console.say(f'{self.config.evaluate.split} accuracy {results["accuracy"]:.2%}, loss '
-                     f'{results["loss"]:.4f}, of epoch {results["best_epoch"]}{page}')
+                     f'{results["loss"]:.4f}, of epoch {results["best_epoch"]}{shown}')
     return results
 
   def predict(self, state: step.TrainState) -> tuple[np.ndarray, dict[str, float]]:

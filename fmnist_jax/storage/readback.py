@@ -134,10 +134,9 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def content(path: str | os.PathLike[str]) -> bytes:
   """All of a file of JSON; raises OSError for one that is none, or larger than any of ours."""
   with open_regular(path) as file:
-    found = file.read(LARGEST_JSON + 1)
-  if len(found) > LARGEST_JSON:
-    raise OSError(0, f'it is larger than {LARGEST_JSON:,} bytes', os.fspath(path))
-  return found
+    if os.fstat(file.fileno()).st_size > LARGEST_JSON:
+      raise OSError(0, f'it is larger than {LARGEST_JSON:,} bytes', os.fspath(path))
+    return file.read(LARGEST_JSON)
 
 
 def arrays(file: BinaryIO, wanted: Collection[str], *,
