@@ -1,1 +1,1 @@
-"""A trained model in the files that other programs take."""
+"""A trained model in files that other programs take: made of one description, checked, written."""

@@ -14,7 +14,7 @@ from fmnist_jax.graph import Graph, Layer
 
 # Of 2023: what runtimes of today take, the first with GELU.
 OPSET, IR_VERSION = 20, 9
-INPUT, OUTPUT = 'images', 'probabilities'
+INPUT, SCALED, OUTPUT = 'images', 'scaled', 'probabilities'
 _MOST_BYTES = 2**31 - 2**20  # What a file of the format holds, and room for all but the arrays.
 
 _PLAIN = {'add': 'Add', 'multiply': 'Mul', 'relu': 'Relu', 'tanh': 'Tanh', 'sigmoid': 'Sigmoid'}
@@ -38,7 +38,7 @@ def build(network: Graph, metadata: Mapping[str, str]) -> bytes:
                       'two; make its layers narrower.')
   writer = _Writer()
   x = writer.node('Cast', [INPUT], to=onnx.TensorProto.FLOAT)
-  x = writer.node('Mul', [x, writer.array(np.array(1 / 255, np.float32))])
+  x = writer.node('Mul', [x, writer.array(np.array(1 / 255, np.float32))], SCALED)
   results, shapes = [writer.channels_first(x, network.image_shape)], [network.image_shape]
   for layer in network.layers:
     inputs = [results[index] for index in layer.inputs]
