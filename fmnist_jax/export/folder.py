@@ -60,12 +60,12 @@ def export_run(directory: str | pathlib.Path, output: str | pathlib.Path,
     raise ExportError(f'Exporting needs {", ".join(absent)}; install it with pip install '
                       "'fmnist_jax[export]', or from a checkout with pip install -e '.[export]'.")
   output = pathlib.Path(output)
-  _check_replaceable(output)
+  check_replaceable(output)
   run = load_run(directory, checkpoint)
   dataset = evaluation.dataset_of(run, data_dir)
   export = _Export(run, dataset)
   export.make()
-  _check_replaceable(output)
+  check_replaceable(output)
   files.replace_folder(output, export.contents)
   return {'files': export.measured, 'missing': export.missing}
 
@@ -188,7 +188,7 @@ def _facts(run: TrainedModel, results: Mapping[str, Any]) -> dict[str, Any]:
       'seed': run.config.train.seed, 'fmnist_jax': machine.versions()['fmnist_jax']}
 
 
-def _check_replaceable(folder: pathlib.Path) -> None:
+def check_replaceable(folder: pathlib.Path) -> None:
   """Raises ExportError unless a folder is absent, empty or what an export wrote."""
   from fmnist_jax.export.card import MARK
   try:
