@@ -148,6 +148,7 @@ def _network(config: config_lib.Config, dataset: data.Dataset,
              variables: Any) -> graph.Graph | str:
   """What the report's page runs, or why it cannot."""
   try:
+    report.check_weights(sum(leaf.size for leaf in jax.tree.leaves(variables)))
     return graph.trace(config.model, variables, dataset.image_shape, dataset.class_names)
   except UserError as error:
     return str(error)

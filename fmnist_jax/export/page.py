@@ -24,6 +24,7 @@ def write_page(directory: str | pathlib.Path, output: str | pathlib.Path,
       network is none that a page can run, or the file cannot be written.
   """
   run = load_run(directory, checkpoint)
+  report.check_weights(run.parameters)
   dataset = evaluation.dataset_of(run, data_dir)
   network = graph.trace(run.config.model, run.variables, run.image_shape, run.class_names)
   title = f'{dataset.name} · {settings.kind_name(type(run.config.model))}'

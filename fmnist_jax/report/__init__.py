@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_jax.errors import ExportError
 from fmnist_jax.storage.files import replace_folder
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 MISTAKES = 20  # shown in a report
 SAMPLES = 10  # training images shown of each class
+MOST_WEIGHTS = 3_000_000  # of a network in a page: 8 MB of it
 
 
 def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
@@ -78,6 +80,13 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
   # A path in the config may hold bytes that are no characters.
   files['report.html'] = text.encode('utf-8', 'backslashreplace')
   replace_folder(workdir / 'report', files)
+
+
+def check_weights(count: int) -> None:
+  """Raises ExportError for a network of more weights than a page can hold."""
+  if count > MOST_WEIGHTS:
+    raise ExportError(f'The network has {count:,} weights, and a page holds at most '
+                      f'{MOST_WEIGHTS:,}.')
 
 
 def try_it_page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str,

@@ -18,9 +18,9 @@ import numpy as np
 
 from fmnist_jax.errors import ExportError
 from fmnist_jax.graph import Graph, Layer
-from fmnist_jax.report import document
+from fmnist_jax.report import check_weights, document
 
-MOST_BYTES = 8_000_000  # of network and images, in the page
+MOST_PIXELS = 256  # of a side
 MOST_PRODUCTS = 1_000_000_000  # of one image: a second or two in a browser
 SAMPLES = 10  # images to click
 SCRIPTS = ('photograph.js', 'network.js', 'try_it.js')
@@ -79,16 +79,14 @@ def _check(network: Graph) -> None:
   height, width, channels = network.image_shape
   if channels not in (1, 3):
     raise ExportError(f'The network takes images of {channels} channels; pictures have 1 or 3.')
-  arrays = [array for layer in network.layers for array in layer.arrays.values()]
-  size = 4 / 3 * (SAMPLES * height * width * channels + sum(  # Of base64.
-      (2 if array.ndim > 1 else 4) * array.size for array in arrays))
-  if size > MOST_BYTES:
-    raise ExportError(f'The network would take {size / 1e6:.1f} MB of a page, where at most '
-                      f'{MOST_BYTES / 1e6:.0f} MB are kept for it.')
+  if max(height, width) > MOST_PIXELS:
+    raise ExportError(f'The network takes images of {height} x {width} pixels, and a page those of '
+                      f'at most {MOST_PIXELS} a side.')
+  check_weights(sum(array.size for layer in network.layers for array in layer.arrays.values()))
   products = sum(map(_products, network.layers))
   if products > MOST_PRODUCTS:
     raise ExportError(f'The network takes {products / 1e9:.1f} billion multiplications for an '
-                      f'image, more than the {MOST_PRODUCTS / 1e9:.0f} billion of a page.')
+                      f'image, and a page does at most {MOST_PRODUCTS / 1e9:.0f} billion.')
 
 
 def _products(layer: Layer) -> int:
