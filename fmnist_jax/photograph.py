@@ -13,7 +13,10 @@ The specification, for a model of H x W pixels and C channels:
 6. It is extended with the background to H x W, centred; an odd pixel goes below and to the right.
 7. Where C is 1, it becomes grey (0.299 R + 0.587 G + 0.114 B), and is negated where the grey of its
    background is above 127.5, since garments lie on black there.
-8. It is rounded to whole numbers from 0 to 255, halves upwards.
+8. It is rounded to whole numbers from 0 to 255, halves upwards, and so is what lies less than a
+   millionth below one, so that the order in which sums are added does not show.
+
+report/photograph.js is the same for browsers.
 """
 
 from __future__ import annotations
@@ -107,7 +110,7 @@ def to_input(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarra
     canvas = (canvas @ _GREY)[..., None] / 1000
     if background @ _GREY / 1000 > 127.5:
       canvas = 255 - canvas
-  return np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+  return np.floor(np.clip(canvas, 0, 255) + (0.5 + 1e-6)).astype(np.uint8)
 
 
 def _strips(image: np.ndarray) -> list[slice]:

@@ -393,6 +393,6 @@ def test_a_report_is_bounded_whatever_the_data(tmp_path, classes, shape):
              'seconds': {'data': 0.0, 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0}}
   report.write(tmp_path, history=[record], results=results, probabilities=probabilities,
                labels=labels, images=images, train_images=images[:1000], train_labels=labels,
-               class_names=names, config={'model': {'type': 'MLP'}})
+               class_names=names, config={'model': {'type': 'MLP'}}, network='There is none.')
   assert (tmp_path / 'report' / 'report.html').stat().st_size < 4e6
   assert sum(path.stat().st_size for path in (tmp_path / 'report').iterdir()) < 10e6

@@ -49,7 +49,8 @@ def arguments(names=('shirt', 'coat', 'bag'), *, epochs=3, validation=True, perf
       'images': random.integers(0, 256, (count, 8, 8, channels), np.uint8),
       'train_images': random.integers(0, 256, (30, 8, 8, channels), np.uint8),
       'train_labels': np.arange(90, dtype=np.uint8) % len(names),
-      'class_names': names, 'config': config.to_json(config.Config())}
+      'class_names': names, 'config': config.to_json(config.Config()),
+      'network': 'It is <made up>.'}
 
 
 class Page(html.parser.HTMLParser):

@@ -196,7 +196,7 @@ class Group(Trainer):
       lane = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
       _save_member(workdir, own, lane(best), lane(state))
       results[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
-                                                with_report=with_report)
+                                              lane(best).variables(), with_report=with_report)
     self.checkpoints.close()
     shutil.rmtree(self.directory)
     return results
