@@ -39,7 +39,7 @@ class TrainedModel:
     latest = checkpoints.latest_good()
     if latest is None:
       raise CheckpointError(f'{directory} has no checkpoint yet; train it first.')
-    self.step = _choose(checkpoints, checkpoint, latest)
+    self.step = choose(checkpoints, checkpoint, latest)
     self.progress = checkpoints.progress(latest)
     described = self.progress['data']
     self.class_names = tuple(described['class_names'])
@@ -62,8 +62,13 @@ class TrainedModel:
 
   @property
   def parameters(self) -> int:
-    """How many numbers training adjusts."""
+    """How many numbers the model learns, frozen ones included."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+
+  @property
+  def trained_parameters(self) -> int:
+    """How many of them training adjusted."""
+    return sum(leaf.size for leaf in self.programs.freezing.trained(self.variables['params']))
 
   @property
   def results(self) -> dict[str, Any]:
@@ -127,7 +132,12 @@ def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
   return array.astype(np.float32)
 
 
-def _choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
+def choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
+  """The step of the checkpoint called 'best', 'latest' or by its step.
+
+  Raises:
+    CheckpointError: when there is none, listing those that there are.
+  """
   if which == 'latest':
     return latest
   if which == 'best':
