@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from fmnist_jax.config import Config
   from fmnist_jax.data import Augmentation, Dataset, DataSource
   from fmnist_jax.evaluation import evaluate_run
+  from fmnist_jax.export.folder import export_run
   from fmnist_jax.losses import Loss
   from fmnist_jax.models import Compute, Model
   from fmnist_jax.optimizers import Horizon, Optimizer, Schedule
@@ -25,14 +26,14 @@ _HOME = {
     'Augmentation': 'data', 'Compute': 'models', 'Config': 'config', 'DataSource': 'data',
     'Dataset': 'data', 'Horizon': 'optimizers', 'Loss': 'losses', 'Model': 'models',
     'Optimizer': 'optimizers', 'Schedule': 'optimizers', 'TrainedModel': 'trained_model',
-    'evaluate_run': 'evaluation', 'load_run': 'trained_model', 'setting': 'settings',
-    'train_and_evaluate': 'train', 'train_population': 'population.train'}
+    'evaluate_run': 'evaluation', 'export_run': 'export.folder', 'load_run': 'trained_model',
+    'setting': 'settings', 'train_and_evaluate': 'train', 'train_population': 'population.train'}
 _MODULES = ('config', 'config_file', 'data', 'errors', 'interrupt', 'losses', 'machine', 'metrics',
             'models', 'ops', 'optimizers', 'report', 'settings', 'step')
 
 __all__ = [
     'Augmentation', 'Compute', 'Config', 'DataSource', 'Dataset', 'Horizon', 'Loss', 'Model',
-    'Optimizer', 'Schedule', 'TrainedModel', 'evaluate_run', 'load_run', 'setting',
+    'Optimizer', 'Schedule', 'TrainedModel', 'evaluate_run', 'export_run', 'load_run', 'setting',
     'train_and_evaluate', 'train_population']
 
 

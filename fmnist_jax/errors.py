@@ -45,6 +45,10 @@ class DivergenceError(UserError):
   """Training produced a loss or gradient that is not finite."""
 
 
+class ExportError(UserError):
+  """A model cannot be exported, or not as asked."""
+
+
 class BackendError(UserError):
   """The accelerator or its compiler computes wrongly or lacks what was asked for."""
 

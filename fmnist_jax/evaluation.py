@@ -21,7 +21,7 @@ from fmnist_jax import data, machine, metrics, report, settings, sharding
 from fmnist_jax.errors import ConfigError, DataError, DivergenceError, UserError
 from fmnist_jax.storage import files
 from fmnist_jax.storage.workdir import Workdir
-from fmnist_jax.trained_model import load_run
+from fmnist_jax.trained_model import TrainedModel, load_run
 
 Batch = tuple[Any, Any, Any]
 
@@ -180,6 +180,26 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
       'operations': train.operations}
 
 
+def dataset_of(run: TrainedModel, data_dir: str) -> data.Dataset:
+  """The data set that a run was trained on, dealt out.
+
+  Args:
+    run: a trained model.
+    data_dir: where the data set is; empty: where the run found it.
+
+  Raises:
+    DataError: when it is missing, damaged or another one.
+  """
+  source = run.config.data
+  if data_dir:
+    source = settings.replace(source, {'data_dir': data_dir})
+  dataset = data.load(source)
+  if dataset.sha256 != run.progress['data']['sha256']:
+    raise DataError(f'{run.workdir} was trained on other data than {dataset.name} is now (the '
+                    'SHA-256 digests differ); give the data it was trained on with --data_dir.')
+  return dataset
+
+
 def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
                  checkpoint: str = 'best', data_dir: str = '') -> dict[str, Any]:
   """Measures a checkpoint on a split and writes `results-<split>-<checkpoint>.json` beside it.
@@ -198,14 +218,7 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   """
   run = load_run(directory, checkpoint)
   began = time.perf_counter()
-  source = run.config.data
-  if data_dir:
-    source = settings.replace(source, {'data_dir': data_dir})
-  dataset = data.load(source)
-  described = run.progress['data']
-  if dataset.sha256 != described['sha256']:
-    raise DataError(f'{directory} was trained on other data than {dataset.name} is now (the '
-                    'SHA-256 digests differ); give the data it was trained on with --data_dir.')
+  dataset = dataset_of(run, data_dir)
   chosen = split_of(dataset, split)
   loaded = time.perf_counter()
   batches = Batches(chosen, run.config.evaluate.batch_size, run.programs.mesh, resident=False)
@@ -214,7 +227,7 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   seconds = {'data': loaded - began, 'compile': compiling,
              'train': run.progress['seconds']['train'],
              'evaluate': time.perf_counter() - loaded - compiling}
-  measured = results(described=described, split=split, probabilities=probabilities,
+  measured = results(described=run.progress['data'], split=split, probabilities=probabilities,
                      labels=chosen.labels, parameters=run.parameters,
                      trained=run.trained_parameters, progress=run.progress,
                      train=run.config.train, seconds=seconds, mesh=run.programs.mesh)

@@ -2,12 +2,19 @@
 
 import errno
 import os
+import pathlib
 
 import pytest
 from faults import fail_with, kill, names, start
 
 from fmnist_jax.errors import WorkdirError
-from fmnist_jax.storage.files import atomic_writer, read_json, remove_leftovers, write_json
+from fmnist_jax.storage.files import (
+    atomic_writer,
+    read_json,
+    remove_leftovers,
+    replace_folder,
+    write_json,
+)
 
 
 def test_json_round_trip(tmp_path):
@@ -73,3 +80,27 @@ def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_kept(tmp_path
     remove_leftovers(tmp_path)
   assert names(tmp_path) == ['.hidden', 'c', 'report'] and names(tmp_path / 'report') == []
   assert (tmp_path / 'c').read_bytes() == b'alive'
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+  folder = tmp_path / 'report'
+  replace_folder(folder, {'a': b'old', 'b': b'old'})
+  write_bytes = pathlib.Path.write_bytes
+
+  def disk_full(path, data):
+    if path.name == 'b':
+      raise OSError('disk full')
+    return write_bytes(path, data)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_bytes', disk_full)
+    with pytest.raises(WorkdirError, match='disk full'):
+      replace_folder(folder, {'a': b'new', 'b': b'new'})
+  assert [path.name for path in tmp_path.iterdir()] == ['report']
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'a': b'old', 'b': b'old'}
+
+  (tmp_path / '.report.new').mkdir()  # as a killed process leaves it
+  (tmp_path / '.report.new' / 'c').touch()
+  replace_folder(folder, {'a': b'new'})
+  assert [path.name for path in tmp_path.iterdir()] == ['report']
+  assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'a': b'new'}

@@ -12,6 +12,7 @@ LAYERS = (
     ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
     ('ops',),
     ('storage.files', 'sharding', 'models', 'optimizers', 'losses', 'freezing'),
+    ('graph',),
     ('storage.manifest', 'data', 'progress', 'report'),
     ('config',),
     ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'parts',
@@ -23,7 +24,7 @@ LAYERS = (
     ('train', 'population.vectorized'),
     ('population.independent',),
     ('population.train',),
-    ('main', 'evaluate', 'predict', 'compare', 'population.__main__'),
+    ('main', 'evaluate', 'predict', 'compare', 'export', 'population.__main__'),
     ('__main__',),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

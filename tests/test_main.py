@@ -108,14 +108,14 @@ def test_all_commands_have_one_name_too(tmp_path):
   assert (code, err) == (0, '') and '--config.optim.learning_rate=' in out
   for name, argument in (('evaluate', '--split'), ('predict', '--format'),
                          ('population', '--seeds'),
-                         ('compare', '--output')):
+                         ('compare', '--output'), ('export', '--checkpoint')):
     code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
     assert (code, err) == (0, '') and argument in out
   code, out, err = run([], tmp_path, module='fmnist_jax')
-  assert code == 0 and 'train|evaluate|predict|population|compare' in out
+  assert code == 0 and 'train|evaluate|predict|population|compare|export' in out
   code, out, err = run(['tarin'], tmp_path, module='fmnist_jax')
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
-                               'evaluate, predict, population, compare.\n')
+                               'evaluate, predict, population, compare, export.\n')
 
 
 def test_a_reader_that_leaves_gets_no_traceback(tmp_path):

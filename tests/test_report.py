@@ -3,7 +3,6 @@
 import base64
 import html.parser
 import io
-import pathlib
 import re
 import subprocess
 import sys
@@ -175,30 +174,6 @@ def test_many_classes_some_never_seen(tmp_path):
   given['validation_labels'] = np.array([3])
   report.write(tmp_path, **given)
   assert 'kind 24' in Page((tmp_path / 'report' / 'report.html').read_text('utf-8')).text
-
-
-def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
-  folder = tmp_path / 'report'
-  report._replace(folder, {'a': b'old', 'b': b'old'})
-  write_bytes = pathlib.Path.write_bytes
-
-  def disk_full(path, data):
-    if path.name == 'b':
-      raise OSError('disk full')
-    return write_bytes(path, data)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, 'write_bytes', disk_full)
-    with pytest.raises(OSError, match='disk full'):
-      report._replace(folder, {'a': b'new', 'b': b'new'})
-  assert [path.name for path in tmp_path.iterdir()] == ['report']
-  assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'a': b'old', 'b': b'old'}
-
-  (tmp_path / '.report.new').mkdir()  # as a killed process leaves it
-  (tmp_path / '.report.new' / 'c').touch()
-  report._replace(folder, {'a': b'new'})
-  assert [path.name for path in tmp_path.iterdir()] == ['report']
-  assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'a': b'new'}
 
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.2, 0.8], [0.6, 0.4]], np.float32)

@@ -37,6 +37,8 @@ class Original:
     packed_sha256: of the .gz files as published, in the order of `FILES`.
     packed_bytes: their sizes.
     mirrors: addresses that the names in `FILES` plus '.gz' are appended to.
+    licence: under which it is published.
+    hub: its name on the Hugging Face hub.
   """
   title: str
   folder: str
@@ -47,6 +49,8 @@ class Original:
   packed_sha256: tuple[str, ...]
   packed_bytes: tuple[int, ...]
   mirrors: tuple[str, ...]
+  licence: str
+  hub: str
 
   def split_sha256(self, split: str) -> tuple[str, ...]:
     """The hashes of a split's unpacked images and labels; `split` is 'train' or 'test'."""
@@ -73,7 +77,8 @@ ORIGINALS = {
         mirrors=('http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/',
                  'https://storage.googleapis.com/tensorflow/tf-keras-datasets/',
                  'https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/'
-                 'fashion/')),
+                 'fashion/'),
+        licence='MIT', hub='zalando-datasets/fashion_mnist'),
     'mnist': Original(
         title='MNIST (handwritten digits)',
         folder='mnist',
@@ -90,7 +95,8 @@ ORIGINALS = {
                        'f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6'),
         packed_bytes=(9912422, 28881, 1648877, 4542),
         mirrors=('https://storage.googleapis.com/cvdf-datasets/mnist/',
-                 'https://ossci-datasets.s3.amazonaws.com/mnist/')),
+                 'https://ossci-datasets.s3.amazonaws.com/mnist/'),
+        licence='CC BY-SA 3.0', hub='ylecun/mnist'),
 }
 
 

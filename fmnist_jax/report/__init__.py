@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fmnist_jax.errors import WorkdirError
+from fmnist_jax.storage.files import replace_folder
 
 MISTAKES = 20  # shown in a report
 SAMPLES = 10  # training images shown of each class
@@ -73,29 +72,7 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
                      charts=charts, samples=samples, wrong=wrong, right=right)
   # A path in the config may hold bytes that are no characters.
   files['report.html'] = text.encode('utf-8', 'backslashreplace')
-  try:
-    _replace(workdir / 'report', files)
-  except OSError as error:
-    raise WorkdirError(f'{workdir / "report"} could not be written: {error.strerror}; free some '
-                       'space or give permission, then run the same command again.') from error
-
-
-def _replace(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
-  """Makes `folder` hold exactly `files`, or leaves it as it was."""
-  fresh, old = (folder.with_name(f'.{folder.name}.{state}') for state in ('new', 'old'))
-  for left_over in (fresh, old):  # of a process that was killed here
-    shutil.rmtree(left_over, ignore_errors=True)
-  fresh.mkdir(parents=True)
-  try:
-    for name, content in files.items():
-      (fresh / name).write_bytes(content)
-  except BaseException:
-    shutil.rmtree(fresh, ignore_errors=True)
-    raise
-  if folder.exists():
-    folder.rename(old)
-  fresh.rename(folder)
-  shutil.rmtree(old, ignore_errors=True)
+  replace_folder(workdir / 'report', files)
 
 
 def classification_table(results: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ import json
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from fmnist_jax.errors import WorkdirError
@@ -114,6 +115,39 @@ def canonical(value: Any) -> bytes:
 def digest(value: Any) -> str:
   """SHA-256 of a JSON value, in hex."""
   return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def replace_folder(folder: PathLike, files: Mapping[str, bytes]) -> None:
+  """Makes a folder hold exactly these files, or leaves it as it was.
+
+  Whenever a folder of this name exists, it is complete.
+
+  Args:
+    folder: created, with its parents, when it does not exist.
+    files: what each holds, by name.
+
+  Raises:
+    WorkdirError: with the system's reason when it cannot be written.
+  """
+  folder = pathlib.Path(folder)
+  fresh, old = (folder.with_name(f'.{folder.name}.{state}') for state in ('new', 'old'))
+  try:
+    for left_over in (fresh, old):  # of a process that was killed here
+      shutil.rmtree(left_over, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+      for name, content in files.items():
+        (fresh / name).write_bytes(content)
+    except BaseException:
+      shutil.rmtree(fresh, ignore_errors=True)
+      raise
+    if folder.exists():
+      folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+  except OSError as error:
+    raise WorkdirError(f'{folder} could not be written: {reason(error)}; free some space or give '
+                       'permission, then run the same command again.') from error
 
 
 def fsync_directory(path: PathLike) -> None:

@@ -1,0 +1,1 @@
+"""A trained model in files that other programs take: made of one description, checked, written."""
