@@ -66,8 +66,14 @@ class Experiment:
       self.seconds[directory.name] = seconds()
     return directory
 
-  def run(self, name: str, config: Config) -> Any:
-    """Trains a single run without its report, or goes on; returns `summary.read` of it."""
+  def run(self, name: str, config: Config, source: Any = None) -> Any:
+    """Trains a single run without its report, or goes on; returns `summary.read` of it.
+
+    Args:
+      name: of its directory.
+      config: of it.
+      source: a `transfer.Source` to start from, in place of what `train.init_from` names.
+    """
     from fmnist_jax import config as config_lib
     from fmnist_jax import progress, train, transfer
     from fmnist_jax.equipment import Equipment
@@ -81,7 +87,7 @@ class Experiment:
         name, stopped=(directory / 'results.json').exists()) as seconds:
       if workdir.results() is None:
         print(f'-- {directory}', flush=True)
-        source = transfer.find(config, dataset, lambda: False)
+        source = source or transfer.find(config, dataset, lambda: False)
         trainer = Trainer(config, workdir, Equipment(config, dataset, mesh, source), console,
                           self.interrupt)
         try:
@@ -141,6 +147,12 @@ def duration(seconds: float) -> str:
   """'1 h 12 min'"""
   minutes = round(seconds / 60)
   return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
+
+
+def points(change: Any) -> str:
+  """'+1.23 +- 0.45': a `metrics.Interval` of percentage points."""
+  width = '' if change.half_width is None else f' +- {change.half_width:.2f}'
+  return f'{change.mean:+.2f}{width}'
 
 
 def took(experiment: Experiment) -> str:

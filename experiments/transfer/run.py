@@ -123,12 +123,6 @@ def gain(entry: dict[str, Any], start: str) -> metrics.Interval:
                                      for name in ('scratch', start)))
 
 
-def shown(change: metrics.Interval) -> str:
-  """'+1.23 +- 0.45'."""
-  width = '' if change.half_width is None else f' +- {change.half_width:.2f}'
-  return f'{change.mean:+.2f}{width}'
-
-
 def lessons(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
   """For each model and start: where it helps and where not."""
   lines = []
@@ -139,7 +133,7 @@ def lessons(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
         change = gain(entry, start)
         sure = change.half_width is not None and abs(change.mean) > change.half_width
         verdict = ('helps' if change.mean > 0 else 'harms') if sure else 'shows no difference'
-        said.append(f'with {int(images):,} images {verdict} ({shown(change)} points)')
+        said.append(f'with {int(images):,} images {verdict} ({record.points(change)} points)')
       lines.append(f'{model}, fine-tuned {STARTS[start]}: {", ".join(said)}.')
   return lines
 
@@ -173,7 +167,7 @@ def body(experiment: record.Experiment) -> None:
     for images, entry in entries.items():
       rows.append([f'`{model}`, {int(images):,}',
                    *(summary.plus_minus(entry[start], 100, 2) for start in STARTS),
-                   *(shown(gain(entry, start)) for start in SOURCES)])
+                   *(record.points(gain(entry, start)) for start in SOURCES)])
   listed = '\n'.join(f'- {line}' for line in words)
   text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} {record.took(experiment)}\n\n'
           f'{listed}\n\n![test accuracy by number of training images: from scratch, from digits, '
