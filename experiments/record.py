@@ -12,11 +12,13 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmnist_jax import command, machine
-from fmnist_jax import config as config_lib
 from fmnist_jax.interrupt import Interrupt
+
+if TYPE_CHECKING:
+  from fmnist_jax.config import Config
 
 machine.prepare_environment()  # Scripts import this before anything that imports jax.
 
@@ -34,7 +36,7 @@ class Experiment:
     runs: where what is trained lies; experiments that train the same share it.
     args: of the command line.
     interrupt: signals.
-    seconds: of training, by population that was used, whichever experiment trained it.
+    seconds: of training, by population or run that was used, whichever experiment trained it.
   """
   folder: pathlib.Path
   runs: pathlib.Path
@@ -47,8 +49,9 @@ class Experiment:
     """Where results go: a trial leaves the folder as it is."""
     return self.runs / self.folder.name if self.args.quick else self.folder
 
-  def population(self, name: str, config: config_lib.Config, data_dir: str = '') -> pathlib.Path:
+  def population(self, name: str, config: Config, data_dir: str = '') -> pathlib.Path:
     """Trains a config with `--seeds` seeds, or goes on; returns the population's directory."""
+    from fmnist_jax import config as config_lib
     from fmnist_jax.population import train as population
     seeds = self.args.seeds
     changes = dict(QUICK) if self.args.quick else {}
@@ -62,6 +65,39 @@ class Experiment:
                                   signals=self.interrupt)
       self.seconds[directory.name] = seconds()
     return directory
+
+  def run(self, name: str, config: Config, source: Any = None) -> Any:
+    """Trains a single run without its report, or goes on; returns `summary.read` of it.
+
+    Args:
+      name: of its directory.
+      config: of it.
+      source: a `transfer.Source` to start from, in place of what `train.init_from` names.
+    """
+    from fmnist_jax import config as config_lib
+    from fmnist_jax import progress, train, transfer
+    from fmnist_jax.equipment import Equipment
+    from fmnist_jax.population import summary
+    from fmnist_jax.storage.workdir import Workdir
+    from fmnist_jax.trainer import Trainer
+    machine.setup(deterministic=config.train.deterministic,
+                  compile_cache=config.train.compile_cache)
+    config, directory, dataset, mesh = train.prepare(config_lib.validate(config), self.runs / name)
+    with Workdir(directory, config) as workdir, progress.Console() as console, self.clock(
+        name, stopped=(directory / 'results.json').exists()) as seconds:
+      if workdir.results() is None:
+        print(f'-- {directory}', flush=True)
+        source = source or transfer.find(config, dataset, lambda: False)
+        trainer = Trainer(config, workdir, Equipment(config, dataset, mesh, source), console,
+                          self.interrupt)
+        try:
+          trainer.resume()
+          trainer.fit()
+          trainer.finish(with_report=False)
+        finally:
+          trainer.checkpoints.close()
+      self.seconds[name] = seconds()
+    return summary.read(directory)
 
   def save(self, results: Mapping[str, Any], text: str,
            pictures: Mapping[str, bytes] | None = None) -> None:
@@ -90,13 +126,13 @@ class Experiment:
       stopped: nothing is left to do, and looking at it does not count.
     """
     path = self.runs / f'{name}.seconds.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()) if path.exists() else 0.0
     began = time.perf_counter()
     total = lambda: before + (0.0 if stopped else time.perf_counter() - began)
     try:
       yield total
     finally:
-      self.runs.mkdir(parents=True, exist_ok=True)
       path.write_text(json.dumps(total()))
 
 
@@ -111,6 +147,12 @@ def duration(seconds: float) -> str:
   """'1 h 12 min'"""
   minutes = round(seconds / 60)
   return f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
+
+
+def points(change: Any) -> str:
+  """'+1.23 +- 0.45': a `metrics.Interval` of percentage points."""
+  width = '' if change.half_width is None else f' +- {change.half_width:.2f}'
+  return f'{change.mean:+.2f}{width}'
 
 
 def took(experiment: Experiment) -> str:

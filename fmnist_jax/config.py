@@ -69,6 +69,10 @@ class Train:
                                     'signals act between calls', low=1)
   checkpoint_every_seconds: float = setting(300.0, 'within long epochs; one is saved after every '
                                             'epoch anyway; 0: only then', low=0)
+  init_from: str = setting('', 'work directory of a run whose best weights to start from, layer by '
+                           'layer where names and shapes fit; empty: from none')
+  freeze: tuple[str, ...] = setting((), 'layers to leave as they are: patterns over their names, '
+                                    'such as Conv_* or Dense_0/kernel; empty: train all')
   devices: int = setting(0, 'how many devices to use; 0: all', low=0)
   deterministic: bool = setting(False, 'on GPU, only operations whose bits do not vary from run '
                                 'to run (slower); CPU and TPU need no switch')

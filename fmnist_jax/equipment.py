@@ -14,6 +14,7 @@ from fmnist_jax import config as config_lib
 from fmnist_jax import data, evaluation, sharding, step
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.programs import Programs
+from fmnist_jax.transfer import Source
 
 # Streamed calls hold at most this many bytes of images, however many steps a dispatch has.
 _STREAM_BYTES = 64 * 2**20
@@ -26,13 +27,15 @@ class Equipment:
     dataset: what is trained on, dealt out.
     mesh: where.
     programs: compiled once for all of them.
+    source: weights of another run to start from; None: none.
     measured: what is measured after each epoch, by name: batches of the clean training examples
       and, where there is one, of the validation split.
   """
 
-  def __init__(self, config: config_lib.Config, dataset: data.Dataset, mesh: Mesh):
+  def __init__(self, config: config_lib.Config, dataset: data.Dataset, mesh: Mesh,
+               source: Source | None = None):
     """Args: `config` with nothing left to 'auto'."""
-    self.dataset, self.mesh = dataset, mesh
+    self.dataset, self.mesh, self.source = dataset, mesh, source
     self.programs: Any = Programs(config, mesh, dataset.image_shape, dataset.num_classes,
                                   len(dataset.train))
     if not self.programs.horizon.steps_per_epoch:

@@ -157,7 +157,7 @@ def _network(config: config_lib.Config, dataset: data.Dataset,
 
 
 def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,
-            labels: np.ndarray, parameters: int, progress: Mapping[str, Any],
+            labels: np.ndarray, parameters: int, trained: int, progress: Mapping[str, Any],
             train: config_lib.Train, seconds: Mapping[str, float], mesh: Mesh) -> dict[str, Any]:
   """The contents of results.json, as the README lists them.
 
@@ -167,6 +167,7 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
     probabilities: float32 [N, K].
     labels: int32 [N].
     parameters: how many the model has.
+    trained: how many of them were trained.
     progress: of the run: epoch, best_epoch, best_validation_accuracy.
     train: settings of the run.
     seconds: by phase: data, compile, train, evaluate.
@@ -178,9 +179,11 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
   if not np.isfinite(probabilities).all():
     raise DivergenceError(f'The best model gives {split} images probabilities that are not finite; '
                           'train again with a lower optim.learning_rate or with optim.clip_norm.')
-  lost = progress.get('lost_epoch')
+  # Of few runs there is something to say here.
+  special = {'lost_epoch': progress.get('lost_epoch'), 'init_from': progress['init_from'],
+             'trained_parameters': trained if trained < parameters else None}
   return {
-      **({'lost_epoch': lost} if lost else {}),
+      **{name: value for name, value in special.items() if value is not None},
       'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
       **metrics.summarize(probabilities, labels, described['class_names']),
       'parameters': parameters, 'best_epoch': progress['best_epoch'],
@@ -240,7 +243,8 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
              'train': run.progress['seconds']['train'],
              'evaluate': time.perf_counter() - loaded - compiling}
   measured = results(described=run.progress['data'], split=split, probabilities=probabilities,
-                     labels=chosen.labels, parameters=run.parameters, progress=run.progress,
+                     labels=chosen.labels, parameters=run.parameters,
+                     trained=run.trained_parameters, progress=run.progress,
                      train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
   files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', measured, sealed=True)
   return measured

@@ -15,6 +15,7 @@ import optax
 from fmnist_jax import config as config_lib
 from fmnist_jax import models, settings
 from fmnist_jax.errors import ConfigError, UserError, told
+from fmnist_jax.freezing import Freezing
 from fmnist_jax.optimizers import Horizon
 
 
@@ -26,6 +27,8 @@ def check(config: config_lib.Config, image_shape: tuple[int, int, int], num_clas
     ConfigError: naming the part, what is wrong with it, and the line of it where something raised.
   """
   params = models.check_fits(config.model, image_shape, num_classes)
+  freezing = Freezing(config.train.freeze)
+  freezing.check(params)
   batch = config.data.batch_size
   # As when they are compiled: continuous settings are arrays.
   values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in config_lib.continuous(config)}
@@ -51,7 +54,7 @@ def check(config: config_lib.Config, image_shape: tuple[int, int, int], num_clas
                       f'must give the loss of each example, floating point [{batch}].')
 
   def advance(values: Any, params: Any) -> Any:
-    tx = config_lib.replace(config, values).optim.build(horizon)
+    tx = freezing.optimizer(config_lib.replace(config, values).optim.build(horizon))
     state = tx.init(params)
     updates, after = tx.update(params, state, params)
     return (params, state), (optax.apply_updates(params, updates), after)

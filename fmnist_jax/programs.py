@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, machine, models, ops, settings, sharding, step
 from fmnist_jax.errors import ConfigError
+from fmnist_jax.freezing import Freezing
 from fmnist_jax.optimizers import Horizon
 
 # A stream of the root key that no step uses: `fold_in` of a number no step reaches.
@@ -46,6 +48,7 @@ class Programs:
     config: with nothing left to 'auto'.
     mesh: what the programs run on.
     horizon: how long the run is.
+    freezing: what is not trained.
     compile_seconds: that this thread spent compiling so far.
     paused_seconds: those, and what it waited for another thread to compile what it needed too.
   """
@@ -61,6 +64,7 @@ class Programs:
       raise ConfigError(f'train.epochs is {settings.shown(config.train.epochs)}: with '
                         f'{self.horizon.steps_per_epoch:,} steps an epoch there may be at most '
                         f'{(2**31 - 1) // self.horizon.steps_per_epoch:,}.')
+    self.freezing = Freezing(config.train.freeze)
     self._seconds = _Seconds()
     self._compiled: dict[Any, Any] = {}
     self._lock = threading.Lock()
@@ -83,6 +87,9 @@ class Programs:
   def _module(self, config: config_lib.Config) -> Any:
     return models.build(config.model, self.num_classes, models.Compute(
         jnp.dtype(config.train.precision), config.train.operations))
+
+  def _optimizer(self, config: config_lib.Config) -> optax.GradientTransformation:
+    return self.freezing.optimizer(config.optim.build(self.horizon))
 
   # Where things lie: whole on every device.
 
@@ -109,9 +116,16 @@ class Programs:
     """The state before the first step of the run with this seed (int32 scalar)."""
     config = config_lib.replace(self.config, hyper)
     images = jnp.zeros((1, *self.image_shape), jnp.float32)
-    return step.init_state(self._module(config), config.optim.build(self.horizon),
+    return step.init_state(self._module(config), self._optimizer(config),
                            jax.random.key(seed, impl='threefry2x32'), images,
                            ema=config_lib.is_on(config.train.ema_decay))
+
+  def adopt(self, state: step.TrainState, variables: Any,
+            hyper: dict[str, jax.Array]) -> step.TrainState:
+    """The state before the first step with other variables in place of its own."""
+    config = config_lib.replace(self.config, hyper)
+    return step.start_state(variables, self._optimizer(config), state.key,
+                            ema=state.ema is not None)
 
   def order(self, key_data: jax.Array, epoch: jax.Array) -> jax.Array:
     """Which examples each step of an epoch takes: int32 [steps, batch]."""
@@ -136,7 +150,7 @@ class Programs:
       stop: after the last step.
     """
     config = config_lib.replace(self.config, hyper)
-    apply, tx = self._module(config).apply, config.optim.build(self.horizon)
+    apply, tx = self.freezing.apply(self._module(config)), self._optimizer(config)
     split = sharding.by_example(self.mesh)
 
     def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
@@ -153,9 +167,9 @@ class Programs:
       targets = jax.nn.one_hot(batch_labels, self.num_classes)
       batch, targets = data.augment(config.data.augment, state.step_key(step.AUGMENT), batch,
                                     targets)
-      state, new = step.train_step(state, self._input(batch), targets, apply=apply, tx=tx,
+      after, new = step.train_step(state, self._input(batch), targets, apply=apply, tx=tx,
                                    loss=config.loss, ema_decay=config.train.ema_decay)
-      return state, sums + new
+      return self.freezing.kept(state, after), sums + new
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from fmnist_jax import models, processes
+from fmnist_jax.freezing import Freezing
 
 
 def introduction(config: Any, dataset: Any, device: str, members: str = '') -> str:
@@ -29,15 +30,18 @@ def introduction(config: Any, dataset: Any, device: str, members: str = '') -> s
   module = models.build(config.model, dataset.num_classes, models.Compute())
   return (f'{dataset.name}: {len(dataset.train):,} training, {validation:,} validation examples, '
           f'{config.data.residency}; {members}{device}, {config.train.precision}, '
-          f'{config.train.operations} operations\n{architecture(module, dataset.image_shape)}')
+          f'{config.train.operations} operations\n'
+          f'{architecture(module, dataset.image_shape, config.train.freeze)}')
 
 
-def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
+def architecture(module: nn.Module, image_shape: tuple[int, int, int],
+                 freeze: Sequence[str] = ()) -> str:
   """A table of the layers of a module: name, output shape, number of parameters.
 
   Args:
     module: built with `models.Compute()`, whose layers do one thing each.
     image_shape: (H, W, C).
+    freeze: patterns of what is not trained, see `freezing`.
   """
   rows: list[tuple[str, tuple[int, ...], int]] = []
 
@@ -64,7 +68,10 @@ def architecture(module: nn.Module, image_shape: tuple[int, int, int]) -> str:
   lines = [f'{"layer":<{width}}{"output":<14}{"parameters":>12}']
   lines += [f'{name:<{width}}{" x ".join(map(str, shape)):<14}{f"{count:,}" if count else "":>12}'
             for name, shape, count in rows]
+  trained = sum(leaf.size for leaf in Freezing(freeze).trained(params))
   lines.append(f'{"total":<{width}}{"":<14}{total:>12,}')
+  if trained < total:
+    lines.append(f'{"trained":<{width}}{"":<14}{trained:>12,}')
   return '\n'.join(lines)
 
 

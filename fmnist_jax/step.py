@@ -92,11 +92,25 @@ def init_state(module: Any, tx: optax.GradientTransformation, key: jax.Array,
     ema: whether to keep moving averages.
   """
   # Far from any step number, so that initialisation shares no key with a step.
-  variables = dict(module.init(jax.random.fold_in(key, 2**31), images, train=False))
-  params = variables.pop('params')
-  averages = {'params': params, 'model_state': variables} if ema else None
-  return TrainState(step=jnp.zeros((), jnp.int32), key=jax.random.key_data(key), params=params,
-                    model_state=variables, opt_state=tx.init(params), ema=averages)
+  variables = module.init(jax.random.fold_in(key, 2**31), images, train=False)
+  return start_state(variables, tx, jax.random.key_data(key), ema=ema)
+
+
+def start_state(variables: Any, tx: optax.GradientTransformation, key: jax.Array, *,
+                ema: bool = False) -> TrainState:
+  """The state before the first step, with given variables of a module.
+
+  Args:
+    variables: by collection, 'params' among them.
+    tx: an optax transformation.
+    key: threefry key data, uint32 [2].
+    ema: whether to keep moving averages.
+  """
+  others = dict(variables)
+  params = others.pop('params')
+  averages = {'params': params, 'model_state': others} if ema else None
+  return TrainState(step=jnp.zeros((), jnp.int32), key=key, params=params, model_state=others,
+                    opt_state=tx.init(params), ema=averages)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

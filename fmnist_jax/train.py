@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, ops, parts, processes, sharding
+from fmnist_jax import data, machine, ops, parts, processes, sharding, transfer
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DataError
@@ -84,16 +84,21 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     config, directory, dataset, mesh = processes.together(
         lambda: prepare(config, pathlib.Path(directory), dataset))
     _check_alike(config, dataset)
+    checkpoints = Checkpoints(directory / 'checkpoints')
+    # Read before anything is written; what a run began from is in its own checkpoints.
+    source = transfer.find(config, dataset, lambda: bool(checkpoints.steps()))
     workdir = stack.enter_context(Workdir(directory, config))
-    Checkpoints(workdir.path / 'checkpoints').clean()
+    checkpoints.clean()
     results = workdir.results()
     if results is not None:
       console.say(f'{workdir.path} is finished; choose another --workdir to train again.')
       return results
     trainer = processes.together(lambda: Trainer(
-        config, workdir, Equipment(config, dataset, mesh), console, signals, on_record))
+        config, workdir, Equipment(config, dataset, mesh, source), console, signals, on_record))
     data_seconds = time.perf_counter() - began - trainer.programs.compile_seconds
     console.say(progress_lib.introduction(config, dataset, sharding.device_name(mesh)))
+    if source:
+      console.say(source.told())
     trainer.resume()
     trainer.progress.seconds['data'] += data_seconds
     trainer.fit()

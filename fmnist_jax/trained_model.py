@@ -55,7 +55,7 @@ class TrainedModel:
                           hyper_arrays(config))
     def read() -> None:
       latest, self.progress = _latest(checkpoints)
-      self.step = _choose(checkpoints, checkpoint, latest, self.progress)
+      self.step = choose(checkpoints, checkpoint, latest, self.progress)
       restored, _ = checkpoints.restore(
           self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
       self.state = restored['state']
@@ -64,8 +64,13 @@ class TrainedModel:
 
   @property
   def parameters(self) -> int:
-    """How many numbers training adjusts."""
+    """How many numbers the model learns, frozen ones included."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.variables['params']))
+
+  @property
+  def trained_parameters(self) -> int:
+    """How many of them training adjusted."""
+    return sum(leaf.size for leaf in self.programs.freezing.trained(self.variables['params']))
 
   @property
   def results(self) -> dict[str, Any]:
@@ -156,7 +161,12 @@ def _latest(checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:
   return _again(checkpoints, read)
 
 
-def _choose(checkpoints: Checkpoints, which: str, latest: int, progress: dict[str, Any]) -> int:
+def choose(checkpoints: Checkpoints, which: str, latest: int, progress: dict[str, Any]) -> int:
+  """The step of the checkpoint called 'best', 'latest' or by its step.
+
+  Raises:
+    CheckpointError: when there is none, listing those that there are.
+  """
   if which == 'latest':
     return latest
   if which == 'best':

@@ -42,6 +42,7 @@ class Progress:
     seconds: spent so far, over all starts: data, compile, train.
     data: `describe(dataset)`.
     lost_epoch: the best epoch, where its checkpoint was damaged and another takes its place.
+    init_from: what it started from: `transfer.Source.described`; None for random weights.
   """
   epoch: int = 0
   best_epoch: int = 0
@@ -53,6 +54,7 @@ class Progress:
       default_factory=lambda: {'data': 0.0, 'compile': 0.0, 'train': 0.0})
   data: dict[str, Any] = dataclasses.field(default_factory=dict)
   lost_epoch: int | None = None
+  init_from: dict[str, Any] | None = None
 
   @classmethod
   def from_json(cls, saved: Mapping[str, Any]) -> Progress:
@@ -160,8 +162,13 @@ class Trainer:
 
   @property
   def parameters(self) -> int:
-    """How many numbers training adjusts."""
+    """How many numbers the model learns, frozen ones included."""
     return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+  @property
+  def trained_parameters(self) -> int:
+    """How many of them training adjusts."""
+    return sum(leaf.size for leaf in self.programs.freezing.trained(self.state.params))
 
   # Where it stands, and on the disk.
 
@@ -209,10 +216,21 @@ class Trainer:
       self.checkpoints.save(taken, carried, dataclasses.asdict(self.progress),
                             self.kept_beside(taken) | self.saved)
 
+  def begin(self) -> None:
+    """Takes over the weights of another run, where there is one to start from."""
+    source, state = self.equipment.source, self.state
+    if source is not None:
+      variables = source.into(jax.device_get({'params': state.params, **state.model_state}))
+      self.state = self.programs.call(self.programs.adopt, state, self.programs.put(variables),
+                                      self.hyper)
+      self.progress.init_from = source.described
+
   def resume(self) -> None:
-    """Goes on from the newest intact checkpoint, if there is one."""
+    """Goes on from the newest intact checkpoint, or begins."""
     newest = self.checkpoints.latest_good()
-    if newest is not None:
+    if newest is None:
+      self.begin()
+    else:
       saved = self.checkpoints.progress(newest)
       if saved['data']['sha256'] != self.progress.data['sha256']:
         raise CheckpointError(
@@ -431,8 +449,9 @@ class Trainer:
     results = evaluation.results(
         described=self.progress.data, split=config.evaluate.split, probabilities=probabilities,
         labels=evaluation.split_of(dataset, config.evaluate.split).labels,
-        parameters=self.parameters, progress=dataclasses.asdict(progress), train=config.train,
-        seconds=seconds, mesh=self.equipment.mesh)
+        parameters=self.parameters, trained=self.trained_parameters,
+        progress=dataclasses.asdict(progress), train=config.train, seconds=seconds,
+        mesh=self.equipment.mesh)
     processes.of_primary(lambda: evaluation.write(
         directory, config, dataset, results, probabilities, variables, with_report=with_report))
     return results

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import sharding, step
+from fmnist_jax.freezing import Freezing
 from fmnist_jax.programs import Programs
 
 
@@ -41,10 +42,16 @@ class MemberPrograms:
     self.alone, self.size = programs, size
     self.horizon, self.number = programs.horizon, programs.number
     self.init = over(programs.init, (0, 0))
+    self.adopt = over(programs.adopt, (0, 0, 0))
     self.order = over(programs.order, (0, None))
     self.evaluate = over(programs.evaluate, (0, 0, None, None, None))
     self.predict = over(programs.predict, (0, None))
     self._train = over(programs.train, (0, 0, 0, None, None, 0, None, None))
+
+  @property
+  def freezing(self) -> Freezing:
+    """See `Programs`."""
+    return self.alone.freezing
 
   @property
   def config(self) -> config_lib.Config:

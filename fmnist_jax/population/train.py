@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import processes, progress, sharding, train
+from fmnist_jax import processes, progress, sharding, train, transfer
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.interrupt import Signals, Unwatched
@@ -90,15 +90,19 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
       raise ConfigError('A population keeps its data on the device, but this data set is streamed; '
                         'set data.residency=resident, or train its members with fmnist_jax.main.')
     members = plan(config, seeds, vary)
+    done = all(is_done(directory / 'members' / member.name) for member in members)
+    source = transfer.find(config, dataset, lambda: done)
     workdir = stack.enter_context(Workdir(directory, config))
-    mode = _settle(workdir, seeds, vary, mode, fastest_mode(sharding.platform(mesh)))
-    if not all(is_done(workdir.path / 'members' / member.name) for member in members):
+    mode = _settle(workdir, seeds, vary, source, mode, fastest_mode(sharding.platform(mesh)))
+    if not done:
       together = mode == 'vectorized'
       if together:
         mesh = sharding.make_member_mesh(len(members), config.train.devices)
-      equipment = Equipment(config, dataset, mesh)
+      equipment = Equipment(config, dataset, mesh, source)
       console.say(progress.introduction(config, dataset, sharding.device_name(mesh),
                                         f'{len(members)} members, {mode}; '))
+      if source:
+        console.say(source.told())
       work = Work(workdir, equipment, console, signals, time.perf_counter() - began)
       if together:
         work.in_step(members, at_once)
@@ -108,12 +112,13 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
                          console.say)
 
 
-def _settle(workdir: Workdir, seeds: int, vary: Mapping[str, Sequence[float]], mode: str,
-            fastest: str) -> str:
+def _settle(workdir: Workdir, seeds: int, vary: Mapping[str, Sequence[float]],
+            source: transfer.Source | None, mode: str, fastest: str) -> str:
   """The mode; raises WorkdirError when the directory holds another population, or a run."""
   path = workdir.path / 'plan.json'
   wanted = {'seeds': seeds, 'vary': {name: list(map(float, values))
-                                     for name, values in vary.items()}}
+                                     for name, values in vary.items()},
+            'init_from_sha256': source and source.described['sha256']}
   if not path.exists():
     if (workdir.path / 'metrics.jsonl').exists() or (workdir.path / 'checkpoints').exists():
       raise WorkdirError(f'{workdir.path} holds a single run, not a population; choose another '
@@ -122,6 +127,8 @@ def _settle(workdir: Workdir, seeds: int, vary: Mapping[str, Sequence[float]], m
     files.write_json(path, {**wanted, 'mode': mode})
     return mode
   saved = files.read_json(path, readback.PLAN)
+  if source is None:  # Not needed any more.
+    wanted['init_from_sha256'] = saved['init_from_sha256']
   wanted['mode'] = saved['mode'] if mode == 'auto' else mode
   changed = [f'{name}: {saved[name]} -> {wanted[name]}' for name in wanted
              if saved[name] != wanted[name]]

@@ -39,6 +39,7 @@ class GroupProgress:
     data: `describe(dataset)`.
     epoch: epochs completed, by the members that have not stopped.
     seconds: of the whole group, over all starts.
+    init_from: see `Progress`.
   """
   members: list[Progress]
   bad_steps: list[int]
@@ -46,6 +47,7 @@ class GroupProgress:
   epoch: int = 0
   seconds: dict[str, float] = dataclasses.field(
       default_factory=lambda: {'data': 0.0, 'compile': 0.0, 'train': 0.0})
+  init_from: dict[str, Any] | None = None
 
 
 class Group(Trainer):
@@ -99,8 +101,19 @@ class Group(Trainer):
 
   @property
   def parameters(self) -> int:
-    """How many numbers training adjusts in each member."""
+    """See `Trainer`; of each member."""
     return super().parameters // self.size
+
+  @property
+  def trained_parameters(self) -> int:
+    """See `Trainer`; of each member."""
+    return super().trained_parameters // self.size
+
+  def begin(self) -> None:
+    """See `Trainer`; every member takes over the same weights."""
+    super().begin()
+    for member in self.progress.members:
+      member.init_from = self.progress.init_from
 
   def _lanes(self, values: Sequence[bool]) -> jax.Array:
     """bool [size] on the devices; the copies that fill up are False."""

@@ -35,10 +35,11 @@ from absl import logging
 
 from fmnist_jax import processes
 from fmnist_jax.errors import CheckpointError, WorkdirError
-from fmnist_jax.storage import manifest, readback
+from fmnist_jax.storage import files, manifest, readback
 from fmnist_jax.storage.files import fsync_directory
 
 PyTree = Any
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # Type and shape of arrays, by name.
 
 
 class Checkpoints:
@@ -117,36 +118,36 @@ class Checkpoints:
     state = processes.arrays_of_primary(read, like)
     return state, processes.of_primary(lambda: progress[0])
 
+  def select(self, step: int, choose: Callable[[Shapes], Collection[str]]
+             ) -> tuple[dict[str, np.ndarray], str]:
+    """Some arrays of a checkpoint, verified, whatever model it is of; in process 0.
+
+    Args:
+      step: which.
+      choose: the names of those wanted, of the types and shapes of all; the others are not read.
+
+    Returns:
+      The arrays by name, and the SHA-256 of the checkpoint's manifest.
+
+    Raises:
+      CheckpointError: as `restore` does.
+    """
+    directory, contents = self._verified(step)
+    return _read_arrays(directory, contents, choose), files.digest(contents)
+
   def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     directory, contents = self._verified(step)
     wanted, structure = _named(like)
     by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
-    try:
-      handler, _ = _handler()
-      # Shapes first: what does not fit is not read, however large it claims to be.
-      if (directory / 'state' / '_METADATA').stat().st_size > readback.LARGEST_JSON:
-        raise CheckpointError(f'The checkpoint {directory} is damaged: its list of arrays is '
-                              f'larger than {readback.LARGEST_JSON:,} bytes.')
-      stored = handler.metadata(directory / 'state').tree
-      _compare(directory, by_name, {name: (np.dtype(array.dtype).name, tuple(array.shape))
-                                    for name, array in stored.items()})
-      for name, array in stored.items():
-        chunk = array.storage.chunk_shape if array.storage else None
-        if chunk and math.prod(chunk) > math.prod(array.shape):
-          raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
-                                'in pieces that are larger than itself.')
-      arrays = handler.restore(directory / 'state')
-      progress = self._read_progress(directory)
-    except CheckpointError:
-      raise
-    except Exception as error:
-      versions = ', '.join(f'{name} {version}' for name, version in contents['versions'].items())
-      raise CheckpointError(f'The checkpoint {directory} is intact but cannot be read with the '
-                            f'libraries installed ({_reason(error)}); it was written with '
-                            f'{versions}.') from error
+
+    def choose(found: Shapes) -> Collection[str]:
+      _compare(directory, by_name, found)
+      return found
+
+    arrays = _read_arrays(directory, contents, choose)
     leaves = [np.asarray(arrays[name]) if _stored(leaf) else np.zeros(leaf.shape, leaf.dtype)
               for name, leaf in wanted]
-    return jax.tree.unflatten(structure, leaves), progress
+    return jax.tree.unflatten(structure, leaves), self._read_progress(directory)
 
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
@@ -444,7 +445,37 @@ def _read_back(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
       raise OSError(0, f'what was read back of {name} is not what was written')
 
 
-def _compare(directory: pathlib.Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
+def _read_arrays(directory: pathlib.Path, contents: Mapping[str, Any],
+                 choose: Callable[[Shapes], Collection[str]]) -> dict[str, np.ndarray]:
+  """Those of a verified checkpoint's arrays that `choose` names; see `Checkpoints.select`."""
+  import orbax.checkpoint as ocp
+  try:
+    handler, _ = _handler()
+    # Shapes first: what does not fit is not read, however large it claims to be.
+    if (directory / 'state' / '_METADATA').stat().st_size > readback.LARGEST_JSON:
+      raise CheckpointError(f'The checkpoint {directory} is damaged: its list of arrays is larger '
+                            f'than {readback.LARGEST_JSON:,} bytes.')
+    stored = handler.metadata(directory / 'state').tree
+    wanted = choose({name: (np.dtype(array.dtype).name, tuple(array.shape))
+                     for name, array in stored.items()})
+    for name in wanted:
+      array = stored[name]
+      chunk = array.storage.chunk_shape if array.storage else None
+      if chunk and math.prod(chunk) > math.prod(array.shape):
+        raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
+                              'in pieces that are larger than itself.')
+    return handler.restore(directory / 'state', args=ocp.args.PyTreeRestore(
+        item=dict.fromkeys(wanted, 0), partial_restore=True)) if wanted else {}
+  except CheckpointError:
+    raise
+  except Exception as error:
+    versions = ', '.join(f'{name} {version}' for name, version in contents['versions'].items())
+    raise CheckpointError(f'The checkpoint {directory} is intact but cannot be read with the '
+                          f'libraries installed ({_reason(error)}); it was written with '
+                          f'{versions}.') from error
+
+
+def _compare(directory: pathlib.Path, wanted: Shapes, found: Shapes) -> None:
   """Raises CheckpointError unless a checkpoint holds the arrays that the model has."""
   wanted = {name: (dtype, shape) for name, (dtype, shape) in wanted.items() if 0 not in shape}
   for name in sorted(wanted.keys() | found.keys()):

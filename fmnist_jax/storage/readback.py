@@ -31,12 +31,17 @@ _COUNT = range(2**31)
 _DATA = {'name': str, 'synthetic': bool, 'sha256': {str: str}, 'class_names': [str],
          'image_shape': [range(1, 2**31)], 'train_examples': range(1, 2**31)}
 _SECONDS = {'data': float, 'compile': float, 'train': float}
+# Of weights that a run started from: `transfer.Source.described`.
+SOURCE = {'workdir': str, 'step': _COUNT, 'sha256': str, 'taken': [str], 'fresh': [str],
+          'left': [str]}
 _MEMBER = {'epoch': _COUNT, 'best_epoch': _COUNT, 'best_step': _COUNT, 'best_value': (float, None),
-           'best_validation_accuracy': (float, None), 'finished': bool, 'seconds': _SECONDS}
+           'best_validation_accuracy': (float, None), 'finished': bool, 'seconds': _SECONDS,
+           'init_from': (SOURCE, None)}
 # What checkpoints hold beside their arrays: `trainer.Progress`, `vectorized.GroupProgress`.
 PROGRESS = {**_MEMBER, 'data': _DATA}
 GROUP_PROGRESS = {'members': [{**_MEMBER, 'data': {}}], 'bad_steps': [range(-1, 2**31)],
-                  'data': _DATA, 'epoch': _COUNT, 'seconds': _SECONDS}
+                  'data': _DATA, 'epoch': _COUNT, 'seconds': _SECONDS,
+                  'init_from': (SOURCE, None)}
 # results.json
 RESULTS = {
     'dataset': str, 'synthetic': bool, 'split': str, 'examples': range(1, 2**31),
@@ -49,7 +54,7 @@ RESULTS = {
     'seconds': {**_SECONDS, 'evaluate': float}, 'data_sha256': {str: str}, 'versions': {str: str},
     'device': str}
 # plan.json and, of what is read again, population.json.
-PLAN = {'seeds': _COUNT, 'vary': {str: [float]}, 'mode': str}
+PLAN = {'seeds': _COUNT, 'vary': {str: [float]}, 'init_from_sha256': (str, None), 'mode': str}
 POPULATION = {'groups': [{'settings': {str: float}, 'members': [str]}]}
 _EPOCH = {'epoch': _COUNT, 'step': _COUNT, 'clean_train_loss': float, 'clean_train_accuracy': float}
 _VALIDATED = {'validation_loss': float, 'validation_accuracy': float}
