@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_jax import data
 from fmnist_jax.config import Data
-from fmnist_jax.data import npz, pipeline, prepared, splits
+from fmnist_jax.data import kept, npz, pipeline, splits
 from fmnist_jax.data.dataset import MemorySource, Split
 from fmnist_jax.errors import DataError
 
@@ -34,10 +34,8 @@ def images_of(split):
 
 # Loading.
 
-@pytest.mark.parametrize('residency', ['auto', 'streamed'])
-def test_splits_are_disjoint_whole_and_balanced(residency):
-  dataset = data.load(synthetic(residency=residency))
-  assert isinstance(dataset.train._source, MemorySource) == (residency == 'auto')
+def test_splits_are_disjoint_whole_and_balanced():
+  dataset = data.load(synthetic())
   assert dataset.synthetic and dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10
   train, validation, test = (images_of(split) for split in
                              (dataset.train, dataset.validation, dataset.test))
@@ -52,14 +50,6 @@ def test_splits_are_disjoint_whole_and_balanced(residency):
     np.testing.assert_array_equal(split.labels, labels)
 
 
-def test_resident_and_streamed_are_the_same_data():
-  one, two = (data.load(synthetic(residency=r)) for r in ('resident', 'streamed'))
-  for name in ('train', 'validation', 'clean_train', 'test'):
-    for a, b in zip(getattr(one, name).arrays(), getattr(two, name).arrays()):
-      np.testing.assert_array_equal(a, b)
-  assert one.sha256 == two.sha256
-
-
 def test_published_data_comes_with_its_hashes(published, tmp_path):
   folder = data_files.write(tmp_path / 'mine', published['fashion_mnist'])
   dataset = data.load(Data(data_dir=str(folder), validation_examples=10, batch_size=8))
@@ -71,9 +61,9 @@ def test_published_data_comes_with_its_hashes(published, tmp_path):
 
 def test_test_data_is_read_only_when_asked_for(monkeypatch):
   opened = []
-  real = prepared.Prepared.open
-  monkeypatch.setattr(prepared.Prepared, 'open', lambda self, split, in_memory: (
-      opened.append(split), real(self, split, in_memory))[1])
+  real = kept.Kept.open
+  monkeypatch.setattr(kept.Kept, 'open',
+                      lambda self, split: (opened.append(split), real(self, split))[1])
   dataset = data.load(synthetic())
   assert opened == ['train']
   assert dataset.test is dataset.test

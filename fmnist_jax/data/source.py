@@ -6,9 +6,9 @@ import abc
 import dataclasses
 
 from fmnist_jax import settings
-from fmnist_jax.data import npz, pipeline, sources
+from fmnist_jax.data import npz, prepared, sources
 from fmnist_jax.data.augmentations import Augmentation
-from fmnist_jax.data.dataset import Dataset, Split
+from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.settings import setting, shown
 
@@ -73,17 +73,9 @@ class Data(DataSource):
     if self.name.endswith('.npz'):
       return npz.read(self.name)
     if self.name == 'synthetic':
-      files, counts = None, (self.train_examples or 60_000, self.test_examples or 10_000)
-    else:
-      # Before the slow import: a folder that somebody named and that is wrong is told at once.
-      files = sources.named(self.name, self.data_dir)
-      counts = sources.ORIGINALS[self.name].examples
-    from fmnist_jax.data import prepared  # Imports TFDS, which takes a while.
-    opened = prepared.Prepared(self.name, files, *counts)
-    in_memory = pipeline.is_resident(self.residency, opened.bytes)
-    return Dataset(self.name, opened.class_names, Split.of(*opened.open('train', in_memory)),
-                   lambda: Split.of(*opened.open('test', in_memory)), opened.sha256(),
-                   synthetic=self.name == 'synthetic')
+      return prepared.drawn(self.train_examples or 60_000, self.test_examples or 10_000)
+    # First: a folder that somebody named and that is wrong is told, whatever is prepared.
+    return prepared.published(self.name, sources.named(self.name, self.data_dir))
 
   def fallback(self) -> DataSource | None:
     """The drawn garments, if the config allows it."""
