@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import Literal
 
-from fmnist_jax import settings
-from fmnist_jax.data import npz, prepared, sources
+import numpy as np
+
+from fmnist_jax import photograph, settings
+from fmnist_jax.data import folder, npz, prepared, sources
 from fmnist_jax.data.augmentations import Augmentation
 from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import ConfigError
@@ -41,6 +44,18 @@ class DataSource(settings.Section):
     """What to train on, loudly, when `load` raises DataUnavailable; None: nothing."""
     return None
 
+  def to_input(self, pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """What a picture becomes for a model of this data; by default see `photograph.to_input`.
+
+    Args:
+      pixels: uint8 [h, w, 3].
+      image_shape: (H, W, C) of the model, C being 1 or 3.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    return photograph.to_input(pixels, image_shape)
+
   def check_settings(self, name: str) -> None:
     """Raises ConfigError when no training example would be left."""
     if self.train_examples and self.validation_examples >= self.train_examples:
@@ -51,31 +66,48 @@ class DataSource(settings.Section):
 
 @dataclasses.dataclass
 class Data(DataSource):
-  """Fashion-MNIST, MNIST, drawn garments, or a .npz of one's own."""
-  name: str = setting('fashion_mnist',
-                      'fashion_mnist, mnist, synthetic, or the path of a .npz of one\'s own')
+  """Fashion-MNIST, MNIST, drawn garments, or one's own: a .npz, or a folder of pictures."""
+  name: str = setting('fashion_mnist', 'fashion_mnist, mnist, synthetic, or the path of one\'s '
+                      'own: a .npz, or a folder/ of pictures, with a folder for each class in it')
   data_dir: str = setting('', 'folder holding the four original .gz files; empty: look in '
                           '$FMNIST_DATA_DIR, then in the usual caches, then download',
                           location=True)
   offline_fallback: bool = setting(False, 'train on the synthetic set, loudly, when the data set '
                                    'cannot be had', location=True)
+  size: int = setting(64, 'height and width that pictures of a folder get, pixels', low=1,
+                      high=1024)
+  channels: Literal[1, 3] = setting(3, 'of pictures of a folder; 1: grey, 3: colour')
+  frame: str = setting('fit', 'pictures of a folder; fit: all of each, on black; crop: its middle '
+                       'fills the frame', choices=('fit', 'crop'))
+  damaged: str = setting('refuse', 'pictures of a folder that cannot be read: refuse the folder, '
+                         'or skip them', choices=('refuse', 'skip'))
 
   def check_settings(self, name: str) -> None:
     """Raises ConfigError for a set that is not known."""
     super().check_settings(name)
     known = (*sources.ORIGINALS, 'synthetic')
-    if self.name not in known and not self.name.endswith('.npz'):
+    if self.name not in known and not self.name.endswith(('.npz', '/')):
       raise ConfigError(f'{name}.name is {shown(self.name)}; it must be one of '
-                        f'{", ".join(known)}, or the path of a .npz file.')
+                        f'{", ".join(known)}, or the path of a .npz file, or that of a folder of '
+                        'pictures, with a / at its end.')
 
   def load(self) -> Dataset:
     """Finds, verifies and opens the set; see `DataSource`."""
     if self.name.endswith('.npz'):
       return npz.read(self.name)
+    if self.name.endswith('/'):
+      return folder.read(self.name, (self.size, self.size, self.channels), self.frame,
+                         skip=self.damaged == 'skip')
     if self.name == 'synthetic':
       return prepared.drawn(self.train_examples or 60_000, self.test_examples or 10_000)
     # First: a folder that somebody named and that is wrong is told, whatever is prepared.
     return prepared.published(self.name, sources.named(self.name, self.data_dir))
+
+  def to_input(self, pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """See `DataSource`; for pictures of a folder, as those were."""
+    if self.name.endswith('/'):
+      return photograph.framed(pixels, image_shape, self.frame)
+    return super().to_input(pixels, image_shape)
 
   def fallback(self) -> DataSource | None:
     """The drawn garments, if the config allows it."""
