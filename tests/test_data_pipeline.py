@@ -128,6 +128,33 @@ def test_balanced_does_not_use_up_a_rare_class():
   assert len(splits.balanced(labels, 1000, splits.VALIDATION)) == 1000
 
 
+def test_balanced_leaves_each_class_an_example():
+  labels = np.array([0] * 50 + [1] * 2 + [2])
+  given = np.bincount(labels[splits.balanced(labels, 30, splits.VALIDATION)], minlength=3)
+  np.testing.assert_array_equal(given, [29, 1, 0])
+  assert len(splits.balanced(labels, 53, splits.CLEAN_TRAIN)) == 53  # All that are wanted.
+
+
+def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
+  sizes = [400, 30, 4, 1]
+  images = np.zeros((sum(sizes), 4, 4), np.uint8)
+  path = own(tmp_path, images=images, labels=np.repeat(np.arange(4), sizes),
+             test_images=images[:4], test_labels=np.arange(4),
+             class_names=np.array(['cat', 'dog', 'lynx', 'yeti']))
+  dataset = load_own(path, validation_examples=60)
+  np.testing.assert_array_equal(np.bincount(dataset.validation.labels, minlength=4),
+                                [49, 9, 2, 0])
+  np.testing.assert_array_equal(np.bincount(dataset.train.labels), [351, 21, 2, 1])
+  assert caplog.messages == [f"2 of the 4 classes of {path} have fewer than 5 validation examples: "
+                             "'lynx' (2), 'yeti' (0)."]
+  caplog.clear()
+  load_own(path, validation_examples=60, train_examples=430)
+  assert "2 of the 4 classes" in caplog.messages[0] and 'than 1 training' in caplog.messages[0]
+  caplog.clear()
+  data.load(synthetic(validation_examples=20))  # Two of each class, as many as were asked for.
+  assert not caplog.messages
+
+
 def test_balanced_never_changes():
   # Runs on other machines and later versions must hold out the same images.
   labels = np.arange(60_000) % 10
