@@ -1,5 +1,6 @@
 """Preparing through TFDS, decoding to array files and reading those."""
 
+import mmap
 import os
 import pathlib
 import shutil
@@ -7,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import data_files
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -337,3 +340,25 @@ def test_data_that_has_been_decoded_is_read_without_tfds(tmp_path, monkeypatch):
   output = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                           env=environment(tmp_path), cwd=pathlib.Path(__file__).parents[1])
   assert output.stdout.strip() == '[]'
+
+
+def test_what_is_fetched_is_used_by_jax_as_it_lies(published, files):
+  dataset = fashion(files)
+  for chosen in (np.arange(1), np.arange(17)[::-1], np.arange(60)):
+    images = dataset.train.fetch(chosen)
+    assert images.ctypes.data % 64 == 0 and images.flags['C_CONTIGUOUS']
+    placed = jax.device_put(images, jax.devices()[0])
+    assert placed.unsafe_buffer_pointer() == images.ctypes.data  # No copy.
+
+
+def test_what_was_read_does_not_stay_in_memory(published, files, monkeypatch):
+  monkeypatch.setattr(mapped, '_MOST_TOUCHED', 784 * 10)
+  monkeypatch.setattr(mapped, '_LARGE', 0)  # What is advised changes nothing.
+  dataset = fashion(files)
+  array, = (file for file in dataset.train._source._files if file.array.ndim == 4)
+  given_back = []
+  monkeypatch.setattr(array, '_map', types.SimpleNamespace(madvise=given_back.append))
+  for _ in range(6):
+    np.testing.assert_array_equal(dataset.train.fetch(np.arange(4))[..., 0],
+                                  published['fashion_mnist'][0][:4])
+  assert given_back == [mmap.MADV_DONTNEED] * 2
