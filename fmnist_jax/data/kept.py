@@ -47,6 +47,9 @@ class Kept:
   """The decoded arrays of a data set: read from where they are kept, or made and kept.
 
   Where they cannot be kept (a full or read-only disk), they are held in memory instead.
+
+  Attributes:
+    folder: where they are kept.
   """
 
   def __init__(self, name: str, folder: str, made_of: str,
@@ -61,7 +64,7 @@ class Kept:
       known: array -> its published SHA-256; none by default.
     """
     self._name, self._made_of, self._contents = name, made_of, contents
-    self._folder = sources.tfds_folder() / 'fmnist_jax_arrays' / folder
+    self.folder = sources.tfds_folder() / 'fmnist_jax_arrays' / folder
     self._known = known or {}
     self._sha256: dict[str, str] = {}
     self._held: dict[str, MemorySource] | None = None
@@ -95,22 +98,22 @@ class Kept:
       if self._held is not None:
         return self._held[split]
       try:
-        if self._folder.is_dir():
+        if self.folder.is_dir():
           return self._read(split)
       except (OSError, ValueError, WorkdirError) as error:
         logging.warning('The decoded copy of %s in %s is not used (%s): making it anew.',
-                        self._name, self._folder, error)
+                        self._name, self.folder, error)
       self._make()
-    raise DataError(f'The decoded copy of {self._name} in {self._folder} is damaged as soon as it '
+    raise DataError(f'The decoded copy of {self._name} in {self.folder} is damaged as soon as it '
                     'is made; check the disk.')
 
   def _read(self, split: str) -> MappedSource:
     """Raises OSError, ValueError or WorkdirError for arrays that are not as they should be."""
-    noted = files.read_json(self._folder / 'arrays.json', _FORM, sealed=True)
+    noted = files.read_json(self.folder / 'arrays.json', _FORM, sealed=True)
     if noted['made_of'] != self._made_of:
       raise ValueError(f'{self._name} has changed')
     hashes = {**noted['sha256'], **self._known}
-    source = mapped.load(self._folder, split)
+    source = mapped.load(self.folder, split)
     if source.sha256() != [hashes[f'{split}-{kind}'] for kind in ('images', 'labels')]:
       raise ValueError(f'the SHA-256 of its {split} split differs')
     self._sha256 = hashes
@@ -118,13 +121,13 @@ class Kept:
 
   def _make(self) -> None:
     try:
-      self._folder.parent.mkdir(parents=True, exist_ok=True)
-      with locks.locked(self._folder.with_name(f'.{self._folder.name}.lock')):
+      self.folder.parent.mkdir(parents=True, exist_ok=True)
+      with locks.locked(self.folder.with_name(f'.{self.folder.name}.lock')):
         if not self._is_whole():  # Another process may have made them meanwhile.
           self._write()
     except (OSError, WorkdirError) as error:
       logging.warning('%s cannot be kept in %s (%s): holding it in memory.', self._name,
-                      self._folder, getattr(error, 'strerror', None) or error)
+                      self.folder, getattr(error, 'strerror', None) or error)
       self._held = self._decoded(self._hold)
 
   def _is_whole(self) -> bool:
@@ -134,19 +137,19 @@ class Kept:
       return False
 
   def _write(self) -> None:
-    fresh, old = (self._folder.with_name(f'incomplete.{state}.{self._folder.name}')
+    fresh, old = (self.folder.with_name(f'incomplete.{state}.{self.folder.name}')
                   for state in ('new', 'old'))
     try:
       for left_over in (fresh, old):  # Of a dead process: a live one has the lock.
         shutil.rmtree(left_over, ignore_errors=True)
       fresh.mkdir()
-      logging.info('Decoding %s, this once, into %s.', self._name, self._folder)
+      logging.info('Decoding %s, this once, into %s.', self._name, self.folder)
       self._decoded(functools.partial(mapped.save, fresh))
       files.write_json(fresh / 'arrays.json', {'made_of': self._made_of, 'sha256': self._sha256},
                        sealed=True)
-      if self._folder.exists():  # Who reads the old ones keeps the files that are open.
-        self._folder.rename(old)
-      fresh.rename(self._folder)
+      if self.folder.exists():  # Who reads the old ones keeps the files that are open.
+        self.folder.rename(old)
+      fresh.rename(self.folder)
     finally:
       for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -176,7 +179,7 @@ class Kept:
       left -= images.nbytes
       if left < 0:
         raise DataError(f'The {split} split of {self._name} takes more than half of the memory '
-                        f'there is; make room in {self._folder.parent}, or set TFDS_DATA_DIR.')
+                        f'there is; make room in {self.folder.parent}, or set TFDS_DATA_DIR.')
       kept.append((images, labels))
     images, labels = (np.concatenate(parts) for parts in zip(*kept))
     return MemorySource(images, labels.astype(np.int32))
