@@ -17,8 +17,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, graph, machine, metrics, report, settings, sharding
-from fmnist_jax.errors import ConfigError, DataError, DivergenceError, UserError, told
+from fmnist_jax import data, graph, machine, metrics, photograph, report, settings, sharding
+from fmnist_jax.errors import ConfigError, DataError, DivergenceError, ExportError, UserError, told
 from fmnist_jax.storage import files
 from fmnist_jax.storage.workdir import Workdir
 from fmnist_jax.trained_model import TrainedModel, load_run
@@ -144,10 +144,21 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
   files.write_json(directory.path / 'results.json', results, sealed=True)
 
 
+def network_of(config: config_lib.Config, variables: Any, image_shape: tuple[int, int, int],
+               class_names: Sequence[str]) -> graph.Graph:
+  """What a page runs; raises ExportError where it cannot, see also `graph.trace`."""
+  if config.data.preparation() is not photograph.to_input:
+    raise ExportError('Pictures of this data set are prepared in a way of their own, which no page '
+                      'knows.')
+  return graph.trace(config.model, variables, image_shape, class_names)
+
+
 def _network(config: config_lib.Config, dataset: data.Dataset,
              variables: Any) -> graph.Graph | str:
   """What the report's page runs, or why it cannot."""
   try:
+    if config.data.preparation() is not photograph.to_input:
+      return 'Pictures of this data set are prepared in a way of their own, which no page knows.'
     report.check_weights(sum(leaf.size for leaf in jax.tree.leaves(variables)))
     return graph.trace(config.model, variables, dataset.image_shape, dataset.class_names)
   except UserError as error:

@@ -86,7 +86,8 @@ def test_compiling_is_not_booked_as_training(monkeypatch):
 def test_results_and_history_have_the_promised_fields(finished):
   directory, found = finished
   assert set(found) == {
-      'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'loss', 'macro_f1',
+      'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'balanced_accuracy', 'loss',
+      'macro_f1',
       'expected_calibration_error', 'confusion_matrix', 'per_class', 'parameters', 'best_epoch',
       'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device',
       'precision', 'operations'}

@@ -2,8 +2,8 @@
 
 Data is prepared once, under `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, as array_record files in
 the original order, so test image i here is test image i in Keras and torchvision. Preparing holds
-a lock; the finished folder appears by a rename; the SHA-256 of the content is recorded and
-checked whenever data is read.
+a lock; the finished folder appears by a rename; the SHA-256 of the content is recorded. What is
+trained on are the arrays that `kept` decodes these files to, and verifies.
 
 This module imports tensorflow_datasets, which takes a while: import it where data is opened.
 """
@@ -24,11 +24,10 @@ from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from fmnist_jax import locks
-from fmnist_jax.data import idx, records, sources, synthetic
+from fmnist_jax.data import idx, sources, synthetic
+from fmnist_jax.data.kept import ARRAYS, CHUNK, SPLITS, Chunks, DamagedError
 
-SPLITS = ('train', 'test')
 SHAPE = (28, 28, 1)
-Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -77,21 +76,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """How many examples the split has."""
     raise NotImplementedError
 
-  def published_sha256(self, split: str) -> list[str]:
-    """The hashes of images and labels that everybody knows; empty where there are none."""
-    del split
-    return []
-
-  def recorded_sha256(self, split: str) -> list[str]:
-    """The hashes of images and labels noted when the copy was prepared."""
-    return list(self.info.metadata['sha256'][split])
-
-  def digest(self, split: str) -> list[str]:
-    """The hashes of images and labels, computed from what would be prepared."""
-    digest = Digest(self.examples(split))
-    for images, labels in self.chunks(split):
-      digest.update(images, labels)
-    return digest.hexdigests()
+  def sha256(self) -> dict[str, str]:
+    """Array -> the hash noted when the copy was prepared; see `kept.Content`."""
+    noted = self.info.metadata['sha256']
+    return dict(zip(ARRAYS, [*noted['train'], *noted['test']]))
 
 
 class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
@@ -108,10 +96,6 @@ class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
   def examples(self, split: str) -> int:
     """See `Builder`."""
     return sources.ORIGINALS[self.KEY].examples[SPLITS.index(split)]
-
-  def published_sha256(self, split: str) -> list[str]:
-    """See `Builder`."""
-    return list(sources.ORIGINALS[self.KEY].split_sha256(split))
 
 
 class FmnistJaxFashionMnist(_Published):
@@ -133,8 +117,8 @@ class FmnistJaxSynthetic(Builder):
 
   def chunks(self, split: str) -> Chunks:
     """See `Builder`."""
-    for start in range(0, self.examples(split), records.CHUNK):
-      numbers = np.arange(start, min(start + records.CHUNK, self.examples(split)))
+    for start in range(0, self.examples(split), CHUNK):
+      numbers = np.arange(start, min(start + CHUNK, self.examples(split)))
       yield synthetic.draw(numbers, split=split)
 
   def examples(self, split: str) -> int:
@@ -164,25 +148,21 @@ class Digest:
     return [self._images.hexdigest(), self._labels.hexdigest()]
 
 
-def folder(name: str, train_examples: int, test_examples: int) -> pathlib.Path:
+def folder(name: str, *counts: int) -> pathlib.Path:
   """Where the prepared copy of a set lies, or will lie; arguments as those of `builder`."""
-  config = [_config_name(train_examples, test_examples)] * (name == 'synthetic')
+  config = [_config_name(counts)] * bool(counts)
   return sources.tfds_folder().joinpath(BUILDERS[name].name, *config, str(BUILDERS[name].VERSION))
 
 
-def builder(name: str, files: sources.Files | None, train_examples: int,
-            test_examples: int) -> Builder:
+def builder(name: str, files: sources.Files | None, *counts: int) -> Builder:
   """Makes the builder of a set, quietly.
 
   Args:
     name: 'fashion_mnist', 'mnist' or 'synthetic'.
     files: to prepare a published set from; None: look for them, but only then.
-    train_examples: how many garments to draw.
-    test_examples: how many for the test split.
+    *counts: how many garments to draw, for training and for testing.
   """
-  config = None
-  if name == 'synthetic':
-    config = tfds.core.BuilderConfig(name=_config_name(train_examples, test_examples))
+  config = tfds.core.BuilderConfig(name=_config_name(counts)) if counts else None
   with _quiet():
     made = BUILDERS[name](data_dir=sources.tfds_folder(), config=config,
                           file_format='array_record')
@@ -191,8 +171,8 @@ def builder(name: str, files: sources.Files | None, train_examples: int,
   return made
 
 
-def _config_name(train_examples: int, test_examples: int) -> str:
-  return f'{train_examples}_{test_examples}'
+def _config_name(counts: tuple[int, ...]) -> str:
+  return '_'.join(map(str, counts))
 
 
 def prepare(path: pathlib.Path, make: Callable[[], Builder]) -> None:
@@ -232,13 +212,17 @@ def discard(path: pathlib.Path) -> None:
       shutil.rmtree(doomed, ignore_errors=True)
 
 
-def source(made: Builder, split: str) -> records.RecordSource:
-  """A prepared split ('train' or 'test'), to be read at random."""
-  with _quiet():
-    raw = made.as_data_source(
-        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return records.RecordSource(raw, made.info.features.deserialize_example_np, SHAPE,
-                              str(made.data_dir))
+def decoded(made: Builder, split: str) -> Chunks:
+  """A prepared split ('train' or 'test'), decoded by TFDS; raises DamagedError."""
+  try:
+    with _quiet():
+      source = made.as_data_source(split)
+    for start in range(0, len(source), CHUNK):
+      examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
+      yield (np.stack([example['image'] for example in examples]),
+             np.array([example['label'] for example in examples]))
+  except Exception as error:  # TFDS and array_record raise what they please.
+    raise DamagedError(f'The prepared copy in {made.data_dir} is damaged ({error})') from error
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmnist_jax.data import splits
+from fmnist_jax.data import idx, splits
 from fmnist_jax.errors import DataError, is_tame
 
 
@@ -43,6 +43,10 @@ class MemorySource:
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """See `Source`."""
     return self.images[indices], self.labels[indices]
+
+  def sha256(self) -> list[str]:
+    """Of images and labels, each as an IDX file would hold them, in hex."""
+    return [idx.sha256(self.images), idx.sha256(idx.labels_array(self.labels))]
 
 
 class Split:

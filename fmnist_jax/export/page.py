@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from fmnist_jax import evaluation, graph, report, settings
+from fmnist_jax import evaluation, report, settings
 from fmnist_jax.storage import files
 from fmnist_jax.trained_model import load_run
 
@@ -26,6 +26,6 @@ def write_page(directory: str | pathlib.Path, output: str | pathlib.Path,
   run = load_run(directory, checkpoint)
   report.check_weights(run.parameters)
   dataset = evaluation.dataset_of(run, data_dir)
-  network = graph.trace(run.config.model, run.variables, run.image_shape, run.class_names)
+  network = evaluation.network_of(run.config, run.variables, run.image_shape, run.class_names)
   title = f'{dataset.name} · {settings.kind_name(type(run.config.model))}'
   files.write_bytes(output, report.try_it_page(network, *dataset.test.arrays(), 'test', title))

@@ -25,7 +25,7 @@ ALTERNATIVES = {  # what each chart shows, for those who cannot see it
     'curves': 'Loss and accuracy by epoch: training as trained, clean training, validation.',
     'confusion_matrix': 'Confusion matrix: true classes in rows, predicted classes in columns.',
     'per_class': 'Bars of precision, recall and F1 of each class; the numbers are in the table.',
-    'class_distribution': 'Bars of how many examples of each class every split has.',
+    'class_distribution': 'How many examples of each class every split has.',
 }
 
 

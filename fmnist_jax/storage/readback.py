@@ -171,7 +171,7 @@ def arrays(file: BinaryIO, wanted: Collection[str], *,
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[:1 + packed]:
           raise ValueError(f'{name} is packed in another way than numpy does')
         with archive.open(info) as member:
-          shape, dtype = _header(member)
+          shape, dtype = array_header(member)
         size = math.prod(shape) * dtype.itemsize
         # Deflate packs at most 1,032 to one.
         if size > info.file_size or info.file_size > 1032 * min(info.compress_size, whole) + 1032:
@@ -189,7 +189,12 @@ def arrays(file: BinaryIO, wanted: Collection[str], *,
     raise ValueError(text or type(error).__name__) from error
 
 
-def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+def array_header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and type of the array that a .npy file holds, read up to its first number.
+
+  Raises:
+    ValueError: for a header that is none, or of what is no array of numbers.
+  """
   version = np.lib.format.read_magic(member)
   read, size = {(1, 0): (np.lib.format.read_array_header_1_0, 2),
                 (2, 0): (np.lib.format.read_array_header_2_0, 4)}.get(version, (None, 0))
