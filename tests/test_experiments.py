@@ -6,10 +6,13 @@ import json
 import pathlib
 import sys
 
+import jax
+import numpy as np
 import pytest
 import runs
 
-from fmnist_jax import config_file, train
+from fmnist_jax import config as config_lib
+from fmnist_jax import config_file, models, train, trained_model
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.population import summary
 from fmnist_jax.storage import files
@@ -140,3 +143,65 @@ def test_speeds_are_kept_apart_by_machine_and_recipe(record, tmp_path):
   assert '| 8 | 4.80 | 9.60 (2.00 x) | - |' in text
   assert 'each measured 1 to 3 x, at most 50 % apart; 4 min in all' in text
   assert speed.picture({'1 x cpu': found})[:4] == b'\x89PNG'
+
+
+def test_channels_that_are_nothing_can_be_removed(record):
+  compress = script('compress/run.py')
+  wide, narrow = (models.build(config_lib.CNN(channels=channels, pool=(2, 2), dense=dense), 3,
+                               models.Compute())
+                  for channels, dense in (((4, 6), (8,)), ((2, 3), (4,))))
+  images = np.random.default_rng(0).random((5, 16, 16, 1), np.float32)
+  params = jax.tree.map(np.array, wide.init(jax.random.key(0), images, train=False)['params'])
+  kept = {'Conv_0': [1, 2], 'Conv_1': [0, 3, 4], 'Dense_0': [1, 2, 5, 7]}
+  for name, those in kept.items():
+    gone = np.setdiff1d(np.arange(params[name]['bias'].size), those)
+    params[name]['kernel'][..., gone] *= 1e-9
+    params[name]['bias'] = np.random.default_rng(1).random(params[name]['bias'].size) - 0.3
+    params[name]['bias'][gone] = 0
+  found = compress.pruned(params, 2)
+  smaller = {name: {leaf: found[f'params/{name}/{leaf}'] for leaf in ('kernel', 'bias')}
+             for name in params}
+  np.testing.assert_allclose(narrow.apply({'params': smaller}, images, train=False),
+                             wide.apply({'params': params}, images, train=False), rtol=1e-5,
+                             atol=1e-6)
+
+
+def test_what_no_other_beats_in_cost_and_worth():
+  compress = script('compress/run.py')
+  assert compress.frontier([(3, 0.9), (1, 0.5), (2, 0.4), (1, 0.6), (4, 0.9)]) == [
+      (1, 0.6), (3, 0.9)]
+
+
+def test_teachers_say_what_an_image_is(record, tmp_path):
+  compress = script('compress/run.py')
+  teachers = []
+  for seed in (0, 1):
+    config = runs.full_config(epochs=1, precision='float32', seed=seed)
+    config.data.augment, config.model = (), config_file.load('mlp').model
+    train.train_and_evaluate(config, tmp_path / str(seed))
+    teachers.append(str(tmp_path / str(seed)))
+  taught = compress.Taught(tuple(teachers))
+  taught.check_settings('')
+  images = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 1), np.uint8)
+  one_hot = np.eye(10, dtype=np.float32)[:6]
+  same, targets = jax.jit(lambda *args: taught(*args))(jax.random.key(0), images, one_hot)
+  np.testing.assert_array_equal(same, images)
+  both = [trained_model.load_run(teacher).predict(images) for teacher in teachers]
+  np.testing.assert_allclose(targets, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_part_of_a_set_has_its_classes_numbered_anew(record, monkeypatch):
+  transfer = script('transfer/run.py')
+  labels = np.arange(60) % 6
+  images = np.broadcast_to(labels[:, None, None, None], (60, 8, 8, 1)).astype(np.uint8)
+  names = tuple('abcdef')
+  monkeypatch.setattr(transfer, 'whole', lambda *_: (images, labels, images, labels, names))
+  parts = [transfer.Part(classes=(1, 4), draw=draw).load() for draw in (0, 0, 1)]
+  for part in parts:
+    assert part.class_names == ('b', 'e')
+    for split in (part.train, part.test):
+      pixels, own = split.arrays()
+      assert len(own) == 20
+      np.testing.assert_array_equal(pixels[:, 0, 0, 0], np.array([1, 4])[own])
+  first, again, other = (part.train.arrays()[1].tolist() for part in parts)
+  assert first == again != other

@@ -278,12 +278,11 @@ def report(experiment: record.Experiment, entries: list[dict[str, Any]], togethe
   listed = '\n'.join(f'- {line}' for line in words)
   timed = ('Milliseconds are medians of several rounds over 2,000 images, in batches.'
            if entries[0]['milliseconds'] else 'Milliseconds are not measured yet.')
-  text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} {timed} '
-          f'{record.took(experiment)}\n\n{listed}\n\n![test accuracy by size of the file'
-          f'{" and by time" if entries[0]["milliseconds"] else ""}](pareto.png)')
+  text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} {timed}\n\n{listed}\n\n'
+          f'![test accuracy by size of the file{" and by time" if entries[0]["milliseconds"] else ""}](pareto.png)')
   experiment.save({'networks': entries, 'ensemble_accuracy': together, 'lessons': words,
-                   'seconds': sum(experiment.seconds.values()), 'device': one['device'],
-                   'versions': one['versions'], 'synthetic': one['synthetic']},
+                   'device': one['device'], 'versions': one['versions'],
+                   'synthetic': one['synthetic']},
                   text, {'pareto.png': picture(entries)})
 
 

@@ -70,18 +70,27 @@ def config(model: str, data: Part, images: int, epochs: int, seed: int) -> Confi
       train=Train(epochs=epochs, seed=seed))
 
 
-def trained(experiment: record.Experiment, model: str, start: str, images: int, seed: int) -> Any:
-  """A run on the upper garments, from one of `STARTS`; its source is trained first."""
-  args, quick = experiment.args, experiment.args.quick
-  folders = {'mnist': args.mnist_dir, 'fashion_mnist': args.data_dir}
-  part = lambda name, classes: Part(name=name, classes=classes, data_dir=folders[name],
-                                    test_examples=500 if quick else 0)
-  own = config(model, part('fashion_mnist', UPPER), images, 2 if quick else EPOCHS[images], seed)
+def part(experiment: record.Experiment, name: str, classes: tuple[int, ...]) -> Part:
+  """Some classes of a set that lies where the command line says."""
+  args = experiment.args
+  folder = {'mnist': args.mnist_dir, 'fashion_mnist': args.data_dir}[name]
+  return Part(name=name, classes=classes, data_dir=folder, test_examples=500 if args.quick else 0)
+
+
+def source(experiment: record.Experiment, model: str, start: str, seed: int) -> Any:
+  """A run on one of `SOURCES`."""
+  images, epochs = (2000, 1) if experiment.args.quick else (SOURCE_IMAGES, 8)
+  return experiment.run(f'transfer/{model}_on_{start}_{seed}', config(
+      model, part(experiment, *SOURCES[start]), images, epochs, seed))
+
+
+def target(experiment: record.Experiment, model: str, start: str, images: int, seed: int) -> Any:
+  """A run on the upper garments, from one of `STARTS`, whose run must be there."""
+  own = config(model, part(experiment, 'fashion_mnist', UPPER), images,
+               2 if experiment.args.quick else EPOCHS[images], seed)
   if start != 'scratch':
-    name = f'transfer/{model}_on_{start}_{seed}'
-    experiment.run(name, config(model, part(*SOURCES[start]), 2000 if quick else SOURCE_IMAGES,
-                                1 if quick else 8, seed))
-    own = config_lib.replace(own, {'train.init_from': str(experiment.runs / name)})
+    directory = experiment.runs / f'transfer/{model}_on_{start}_{seed}'
+    own = config_lib.replace(own, {'train.init_from': str(directory)})
   return experiment.run(f'transfer/{model}_{start}_{images}_{seed}', own)
 
 
@@ -146,21 +155,25 @@ def body(experiment: record.Experiment) -> None:
                       'folder with the four of MNIST.')
   sizes = (100,) if args.quick else tuple(EPOCHS)
   found: dict[str, dict[str, dict[str, Any]]] = {}
+  sources: dict[str, dict[str, Any]] = {}
   for model in MODELS:
+    sources[model] = {start: summary.statistics([
+        source(experiment, model, start, seed).results['accuracy']
+        for seed in range(args.seeds)]) for start in SOURCES}
     found[model] = {}
     for images in sizes:
-      runs = {start: [trained(experiment, model, start, images, seed)
+      runs = {start: [target(experiment, model, start, images, seed)
                       for seed in range(args.seeds)] for start in STARTS}
       found[model][str(images)] = {
           start: summary.statistics([run.results['accuracy'] for run in several])
           for start, several in runs.items()}
   one = runs['others'][0].results
   words = lessons(found)
-  results = {'models': found, 'epochs': {str(n): EPOCHS[n] for n in sizes}, 'lessons': words,
+  results = {'models': found, 'sources': sources, 'lessons': words,
+             'epochs': {str(images): EPOCHS[images] for images in sizes},
              'taken': {start: {name: runs[start][0].results['init_from'][name]
                                for name in ('taken', 'fresh')} for start in SOURCES},
-             'seconds': sum(experiment.seconds.values()), 'device': one['device'],
-             'versions': one['versions'], 'synthetic': one['synthetic']}
+             'device': one['device'], 'versions': one['versions'], 'synthetic': one['synthetic']}
   rows = [['model, training images', *(f'{text}, %' for text in STARTS.values()),
            *(f'gain {STARTS[start]}, points' for start in SOURCES)]]
   for model, entries in found.items():
@@ -168,10 +181,13 @@ def body(experiment: record.Experiment) -> None:
       rows.append([f'`{model}`, {int(images):,}',
                    *(summary.plus_minus(entry[start], 100, 2) for start in STARTS),
                    *(record.points(gain(entry, start)) for start in SOURCES)])
+  known = '; '.join(f'{model}: ' + ', '.join(
+      f'{summary.plus_minus(stats, 100, 2)} % {STARTS[start].removeprefix("from ")}'
+      for start, stats in starts.items()) for model, starts in sources.items())
   listed = '\n'.join(f'- {line}' for line in words)
-  text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} {record.took(experiment)}\n\n'
-          f'{listed}\n\n![test accuracy by number of training images: from scratch, from digits, '
-          'from the other five classes](accuracy.png)')
+  text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} Accuracy of what they start '
+          f'from, on its own task: {known}.\n\n{listed}\n\n![test accuracy by number of training '
+          'images: from scratch, from digits, from the other five classes](accuracy.png)')
   experiment.save(results, text, {'accuracy.png': picture(found)})
 
 
