@@ -66,10 +66,10 @@ class DataSource(settings.Section):
 
 @dataclasses.dataclass
 class Data(DataSource):
-  """Fashion-MNIST, MNIST, drawn garments, or one's own: a .npz, or a folder of pictures."""
-  name: str = setting('fashion_mnist', 'fashion_mnist, mnist, synthetic, or the path of one\'s '
-                      'own: a .npz, or a folder/ of pictures, with a folder for each class in it')
-  data_dir: str = setting('', 'folder holding the four original .gz files; empty: look in '
+  """A public set, drawn garments, or one's own: a .npz, or a folder of pictures."""
+  name: str = setting('fashion_mnist', f'{", ".join(sources.ORIGINALS)}, synthetic, or the path of '
+                      'one\'s own: a .npz, or a folder/ of pictures, a folder for each class in it')
+  data_dir: str = setting('', 'folder holding the original files of a public set; empty: look in '
                           '$FMNIST_DATA_DIR, then in the usual caches, then download',
                           location=True)
   offline_fallback: bool = setting(False, 'train on the synthetic set, loudly, when the data set '
