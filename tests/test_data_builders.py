@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fmnist_jax.data import builders, kept, mapped, prepared, sources, synthetic
+from fmnist_jax.data import builders, formats, kept, mapped, prepared, sources, synthetic
 from fmnist_jax.data.dataset import MemorySource
 from fmnist_jax.errors import DataError
 from fmnist_jax.storage import files as storage
@@ -42,9 +42,9 @@ def fashion(files=None):
 
 def test_names_do_not_collide_with_those_of_tfds():
   names = {builder.name for builder in builders.BUILDERS.values()}
-  assert names == {'fmnist_jax_fashion_mnist', 'fmnist_jax_mnist', 'fmnist_jax_synthetic'}
+  assert names == {'fmnist_jax_synthetic', *(f'fmnist_jax_{name}' for name in sources.ORIGINALS)}
   registered = set(tfds.core.registered.list_imported_builders())
-  assert names | {'fashion_mnist', 'mnist'} <= registered
+  assert names | {'fashion_mnist', 'mnist', 'cifar10'} <= registered
   assert not {'builder', '_builder', 'published', '_published'} & registered
 
 
@@ -58,7 +58,7 @@ def test_read_back_in_the_original_order(published, files):
     np.testing.assert_array_equal(images[..., 0], published['fashion_mnist'][first][chosen])
     np.testing.assert_array_equal(some, split.labels[chosen])
     assert images.dtype == np.uint8 and some.dtype == split.labels.dtype == np.int32
-  assert dataset.sha256 == dict(zip(sources.FILES, sources.ORIGINALS['fashion_mnist'].sha256))
+  assert dataset.sha256 == dict(zip(formats.FILES, sources.ORIGINALS['fashion_mnist'].sha256))
 
 
 def test_the_stock_api_of_tfds_works_too(published, files, tmp_path):
@@ -233,7 +233,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(published, files, tmp_p
     np.testing.assert_array_equal(dataset.train.labels, np.arange(60) % 10)
     assert dataset.train.fetch(np.array([1])).shape == (1, 28, 28, 1)
     assert dataset.train.labels.dtype == np.int32
-    assert list(dataset.sha256) == list(sources.FILES)
+    assert list(dataset.sha256) == list(formats.FILES)
   held = dataset.sha256
   (tmp_path / 'tfds').unlink()
   assert prepared.drawn(*data_files.EXAMPLES).sha256 == held

@@ -27,8 +27,6 @@ from fmnist_jax import locks
 from fmnist_jax.data import idx, sources, synthetic
 from fmnist_jax.data.kept import ARRAYS, CHUNK, SPLITS, Chunks, DamagedError
 
-SHAPE = (28, 28, 1)
-
 
 class _Info(tfds.core.DatasetInfo):
   """TFDS's description of a set, without looking at a bucket and leaving a folder in /tmp."""
@@ -41,13 +39,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   """Images and labels as this library keeps them; a base class, no data set itself."""
   VERSION = tfds.core.Version('1.0.0')
   CLASS_NAMES: tuple[str, ...]
+  IMAGE_SHAPE: tuple[int, int, int]
 
   def _info(self) -> tfds.core.DatasetInfo:
     return _Info(
         builder=self,
         features=tfds.features.FeaturesDict({
             # As bytes every record has the same length; as a list of integers it would not.
-            'image': tfds.features.Tensor(shape=SHAPE, dtype=np.uint8,
+            'image': tfds.features.Tensor(shape=self.IMAGE_SHAPE, dtype=np.uint8,
                                           encoding=tfds.features.Encoding.BYTES),
             'label': tfds.features.ClassLabel(names=list(self.CLASS_NAMES)),
         }),
@@ -60,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number, digest = 0, Digest(self.examples(split))
+    number, digest = 0, Digest((self.examples(split), *self.IMAGE_SHAPE))
     for images, labels in self.chunks(split):
       digest.update(images, labels)
       for image, label in zip(images, labels.tolist()):
@@ -69,7 +68,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     self.info.metadata['sha256'][split] = digest.hexdigests()
 
   def chunks(self, split: str) -> Chunks:
-    """The split in order: images uint8 [n, 28, 28, 1], labels [n]."""
+    """The split in order: images uint8 [n, H, W, C], labels [n]."""
     raise NotImplementedError
 
   def examples(self, split: str) -> int:
@@ -86,34 +85,69 @@ class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
   """A published set, prepared from `files`; looked for when they are None."""
   KEY: str
   files: sources.Files | None = None
+  _read: tuple[str, Any] = ('', None)
+
+  def __init_subclass__(cls, **options: Any):
+    cls.CLASS_NAMES = sources.ORIGINALS[cls.KEY].class_names
+    cls.IMAGE_SHAPE = sources.ORIGINALS[cls.KEY].image_shape
+    super().__init_subclass__(**options)
 
   def chunks(self, split: str) -> Chunks:
     """See `Builder`."""
-    if self.files is None:
-      self.files = sources.obtain(self.KEY)
-    yield self.files.arrays(split)
+    yield self._arrays(split)
 
   def examples(self, split: str) -> int:
     """See `Builder`."""
-    return sources.ORIGINALS[self.KEY].examples[SPLITS.index(split)]
+    return len(self._arrays(split)[1])
+
+  def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    if self.files is None:
+      self.files = sources.obtain(self.KEY)
+    if self._read[0] != split:
+      self._read = split, self.files.arrays(split)
+    return self._read[1]
 
 
 class FmnistJaxFashionMnist(_Published):
   """Fashion-MNIST (arXiv:1708.07747)."""
   KEY = 'fashion_mnist'
-  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
 
 
 class FmnistJaxMnist(_Published):
   """MNIST, handwritten digits."""
   KEY = 'mnist'
-  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
+
+
+class FmnistJaxKmnist(_Published):
+  """Kuzushiji-MNIST, cursive Japanese (arXiv:1812.01718)."""
+  KEY = 'kmnist'
+
+
+class FmnistJaxCifar10(_Published):
+  """CIFAR-10, small photographs (Krizhevsky, 2009)."""
+  KEY = 'cifar10'
+
+
+class FmnistJaxCifar100(_Published):
+  """CIFAR-100, small photographs (Krizhevsky, 2009)."""
+  KEY = 'cifar100'
+
+
+class FmnistJaxEmnistLetters(_Published):
+  """EMNIST's letters, cases merged (arXiv:1702.05373)."""
+  KEY = 'emnist_letters'
+
+
+class FmnistJaxEmnistBalanced(_Published):
+  """EMNIST's balanced digits and letters (arXiv:1702.05373)."""
+  KEY = 'emnist_balanced'
 
 
 class FmnistJaxSynthetic(Builder):
   """The drawn garments of `synthetic.py`; the name of the builder config says how many."""
   VERSION = tfds.core.Version(synthetic.VERSION)
   CLASS_NAMES = synthetic.CLASS_NAMES
+  IMAGE_SHAPE = (28, 28, 1)
 
   def chunks(self, split: str) -> Chunks:
     """See `Builder`."""
@@ -126,20 +160,20 @@ class FmnistJaxSynthetic(Builder):
     return int(self.builder_config.name.split('_')[SPLITS.index(split)])
 
 
-BUILDERS: dict[str, type[Builder]] = {
-    'fashion_mnist': FmnistJaxFashionMnist, 'mnist': FmnistJaxMnist,
-    'synthetic': FmnistJaxSynthetic}
+BUILDERS: dict[str, type[Builder]] = {'synthetic': FmnistJaxSynthetic, **{
+    kind.KEY: kind for kind in _Published.__subclasses__()}}
 
 
 class Digest:
   """The SHA-256 of the IDX files that a stream of images and labels would make."""
 
-  def __init__(self, examples: int):
-    self._images = hashlib.sha256(idx.header((examples, *SHAPE[:2])))
-    self._labels = hashlib.sha256(idx.header((examples,)))
+  def __init__(self, shape: tuple[int, ...]):
+    """Args: `shape` is that of all images, [N, H, W, C]."""
+    self._images = hashlib.sha256(idx.header(shape))
+    self._labels = hashlib.sha256(idx.header(shape[:1]))
 
   def update(self, images: np.ndarray, labels: np.ndarray) -> None:
-    """Adds images uint8 [n, 28, 28, 1] and labels [n], below 256."""
+    """Adds images uint8 [n, H, W, C] and labels [n], below 256."""
     self._images.update(np.ascontiguousarray(images).data)
     self._labels.update(np.asarray(labels, np.uint8).data)
 
@@ -158,7 +192,7 @@ def builder(name: str, files: sources.Files | None, *counts: int) -> Builder:
   """Makes the builder of a set, quietly.
 
   Args:
-    name: 'fashion_mnist', 'mnist' or 'synthetic'.
+    name: 'synthetic', or one of `sources.ORIGINALS`.
     files: to prepare a published set from; None: look for them, but only then.
     *counts: how many garments to draw, for training and for testing.
   """

@@ -7,10 +7,8 @@ of each picture's name: adding some moves none of the others.
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from fmnist_jax import machine, photograph, progress
+from fmnist_jax import photograph
+from fmnist_jax.data import decoding
 from fmnist_jax.data.dataset import Dataset
-from fmnist_jax.data.kept import CHUNK, SPLITS, Content, Kept
+from fmnist_jax.data.kept import SPLITS, Content, Kept
 from fmnist_jax.data.mapped import Chunks
 from fmnist_jax.errors import DataError
 from fmnist_jax.storage import readback
 
 _VERSION = '1'  # To be raised whenever pictures become other pixels.
-_CHUNK_BYTES = 1 << 26
 _MOST_CLASSES = 1000
 _MOST_TOLD = 100  # pictures that cannot be read, one by one
 _TESTED = 10  # One picture in so many is set aside for testing.
@@ -192,25 +190,17 @@ class _Decoder:
   def _chunks(self, split: str) -> Chunks:
     """Decodes a split on all cores; raises DataError after the last, where one was bad."""
     pictures, count = self._splits[split], 0
-    step = min(CHUNK, max(_CHUNK_BYTES // math.prod(self._shape), 1))
-    pool = concurrent.futures.ThreadPoolExecutor(machine.cores())
-    try:
-      with progress.bar(len(pictures), f'decoding {self._root} ({split})') as bar:
-        for start in range(0, len(pictures), step):
-          images, labels = [], []
-          for picture, image in zip(pictures[start:start + step],
-                                    pool.map(self._read, pictures[start:start + step])):
-            bar.update()
-            if isinstance(image, DataError):
-              self._tell(image)
-            else:
-              images.append(image)
-              labels.append(picture.label)
-          if images:
-            count += len(images)
-            yield np.stack(images), np.array(labels)
-    finally:
-      pool.shutdown(cancel_futures=True)
+    step = decoding.chunk(self._shape)
+    lots = [pictures[start:start + step] for start in range(0, len(pictures), step)]
+    found = decoding.decoded(self._read, lots, len(pictures), f'{self._root} ({split})')
+    for lot, images in zip(lots, found):
+      for image in images:
+        if isinstance(image, DataError):
+          self._tell(image)
+      good = [i for i, image in enumerate(images) if not isinstance(image, DataError)]
+      if good:
+        count += len(good)
+        yield np.stack([images[i] for i in good]), np.array([lot[i].label for i in good])
     told = f'{len(self._bad):,} of the pictures in {self._root} cannot be read'
     if not count:
       raise DataError(f'{told}, which leaves none of {split}, such as this: {self._bad[0]}')

@@ -71,7 +71,7 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
       if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise DataError(f'{path} is not a file; give the IDX file itself.')
-      return _parse(file, path, max_bytes)
+      return parse(file, path, max_bytes=max_bytes)
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; '
                     'check the file and its permissions.') from error
@@ -79,7 +79,8 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
     raise DataError(f'{path} is damaged (gzip: {error}); fetch it again.') from error
 
 
-def _parse(file: BinaryIO, path: str, max_bytes: int) -> np.ndarray:
+def parse(file: BinaryIO, path: str, *, max_bytes: int) -> np.ndarray:
+  """As `read`, of a file that is open; raises zlib.error as well. `path` is for errors."""
   magic = file.read(2)
   file.seek(0)
   pieces = _gunzip(file, path) if magic == _GZIP_MAGIC else iter(lambda: file.read(_PIECE), b'')

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import logging
 
-from fmnist_jax.data import sources, synthetic
+from fmnist_jax.data import formats, sources, synthetic
 from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.data.kept import ARRAYS, SPLITS, Content, Kept
 from fmnist_jax.errors import DataError
@@ -28,7 +29,9 @@ def published(name: str, files: sources.Files | None) -> Dataset:
   original = sources.ORIGINALS[name]
   kept = Kept(name, name, 'the published files', lambda: _contents(name, files),
               dict(zip(ARRAYS, original.sha256)))
-  return kept.dataset(original.class_names, names=sources.FILES)
+  dataset = kept.dataset(original.class_names,
+                         names=formats.FILES if isinstance(original, formats.IdxFiles) else ARRAYS)
+  return dataclasses.replace(dataset, mirrored_alike=original.mirrored_alike)
 
 
 def drawn(train_examples: int, test_examples: int) -> Dataset:
@@ -36,7 +39,7 @@ def drawn(train_examples: int, test_examples: int) -> Dataset:
   made_of = f'drawing {synthetic.VERSION}'
   kept = Kept('synthetic', f'synthetic_{train_examples}_{test_examples}', made_of,
               lambda: _contents('synthetic', None, train_examples, test_examples))
-  return kept.dataset(synthetic.CLASS_NAMES, names=sources.FILES, synthetic=True)
+  return kept.dataset(synthetic.CLASS_NAMES, names=formats.FILES, synthetic=True)
 
 
 def _contents(name: str, files: sources.Files | None, *counts: int) -> Iterator[Content]:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from fmnist_jax import photograph, settings
-from fmnist_jax.data import folder, npz, prepared, sources
+from fmnist_jax.data import folder, npz, prepared, sources, tfds_sets
 from fmnist_jax.data.augmentations import Augmentation
 from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import ConfigError
@@ -60,15 +60,16 @@ class DataSource(settings.Section):
 
 @dataclasses.dataclass
 class Data(DataSource):
-  """Fashion-MNIST, MNIST, drawn garments, or one's own: a .npz, or a folder of pictures."""
-  name: str = setting('fashion_mnist', 'fashion_mnist, mnist, synthetic, or the path of one\'s '
-                      'own: a .npz, or a folder/ of pictures, with a folder for each class in it')
-  data_dir: str = setting('', 'folder holding the four original .gz files; empty: look in '
+  """A public set, drawn garments, or one's own: a .npz, or a folder of pictures."""
+  name: str = setting('fashion_mnist', f'{", ".join(sources.ORIGINALS)}, synthetic; tfds:NAME or '
+                      'tfds:NAME:CONFIG, prepared by TFDS; or the path of one\'s own: a .npz, or a '
+                      'folder/ of pictures, a folder for each class in it')
+  data_dir: str = setting('', 'folder holding the original files of a public set; empty: look in '
                           '$FMNIST_DATA_DIR, then in the usual caches, then download',
                           location=True)
   offline_fallback: bool = setting(False, 'train on the synthetic set, loudly, when the data set '
                                    'cannot be had', location=True)
-  size: int = setting(64, 'height and width that pictures of a folder get, pixels', low=1,
+  size: int = setting(64, 'height and width that pictures get, pixels', low=1,
                       high=1024)
   channels: Literal[1, 3] = setting(3, 'of pictures of a folder; 1: grey, 3: colour')
   frame: str = setting('fit', 'pictures of a folder; fit: all of each, on black; crop: its middle '
@@ -80,26 +81,29 @@ class Data(DataSource):
     """Raises ConfigError for a set that is not known."""
     super().check_settings(name)
     known = (*sources.ORIGINALS, 'synthetic')
-    if self.name not in known and not self.name.endswith(('.npz', '/')):
+    if not (self.name in known or self.name.endswith(('.npz', '/'))
+            or tfds_sets.NAME.fullmatch(self.name)):
       raise ConfigError(f'{name}.name is {shown(self.name)}; it must be one of '
-                        f'{", ".join(known)}, or the path of a .npz file, or that of a folder of '
-                        'pictures, with a / at its end.')
+                        f'{", ".join(known)}, or tfds:NAME or tfds:NAME:CONFIG, or the path of a '
+                        '.npz file, or that of a folder of pictures, with a / at its end.')
 
   def load(self) -> Dataset:
     """Finds, verifies and opens the set; see `DataSource`."""
     if self.name.endswith('.npz'):
       return npz.read(self.name)
+    shape = (self.size, self.size, self.channels)
     if self.name.endswith('/'):
-      return folder.read(self.name, (self.size, self.size, self.channels), self.frame,
-                         skip=self.damaged == 'skip')
+      return folder.read(self.name, shape, self.frame, skip=self.damaged == 'skip')
+    if tfds_sets.NAME.fullmatch(self.name):
+      return tfds_sets.read(self.name, shape, self.frame)
     if self.name == 'synthetic':
       return prepared.drawn(self.train_examples or 60_000, self.test_examples or 10_000)
     # First: a folder that somebody named and that is wrong is told, whatever is prepared.
     return prepared.published(self.name, sources.named(self.name, self.data_dir))
 
   def preparation(self) -> Callable[..., np.ndarray]:
-    """See `DataSource`; for pictures of a folder, as those were prepared."""
-    if self.name.endswith('/'):
+    """See `DataSource`; for what was trained on pictures, as those were prepared."""
+    if self.name.endswith('/') or tfds_sets.NAME.fullmatch(self.name):
       return functools.partial(photograph.framed, frame=self.frame)
     return super().preparation()
 
