@@ -113,7 +113,7 @@ class Looped(nn.Module):
 
 
 @pytest.mark.parametrize(('model', 'message'), [
-    (Odd(), r'test_graph:Odd has an operation .* \(lax.sort, with 784 as the result for an image\)'),
+    (Odd(), r'test_graph:Odd has .* \(lax\.sort, with 784 as the result for an image\)'),
     (Placed(), r'\(lax\.add, with 28x28x1 as'), (Looped(), r'\(lax\.(scan|while), with'),
     (Blind(), 'test_graph:Blind gives the same for all images')])
 def test_what_no_layer_stands_for_is_told_in_a_sentence(model, message):

@@ -243,7 +243,7 @@ def _reshape(tracer: _Tracer, params: Any, shape: Sequence[int], x: _Value) -> _
   if before and before.kind == 'affine' and all(
       array.ndim == 0 for array in before.arrays.values()):
     y = _reshape(tracer, params, shape, tracer.value(before.inputs[0]))
-    return y and tracer.add('affine', [y], shape, **before.arrays)
+    return y and _affine(tracer, y, shape, before.arrays['scale'], before.arrays['shift'])
   if len(shape) == 2:
     return tracer.add('flatten', [x], shape)
   return tracer.add('reshape', [x], shape, {'shape': _whole(shape[1:])})
