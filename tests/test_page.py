@@ -392,9 +392,12 @@ def test_a_picture_is_dropped_and_pasted(page, how):
   given(page, lambda: page.evaluate('''([how, text]) => {
     const transfer = new DataTransfer();
     transfer.items.add(new File([fromBase64(text)], 'boot.png', {type: 'image/png'}));
-    document.body.dispatchEvent(how === 'drop' ?
+    const event = how === 'drop' ?
         new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}) :
-        new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true}));
+        new ClipboardEvent('paste', {clipboardData: transfer, bubbles: true});
+    if (document.body.dispatchEvent(event) && how === 'drop') {
+      throw new Error('The browser would open the file.');
+    }
   }''', [how, base64.b64encode(content).decode()]))
   np.testing.assert_array_equal(seen(page)[..., :1],
                                 photograph.read(io.BytesIO(content), (28, 28, 1), 'boot.png'))
@@ -522,9 +525,10 @@ def some(count=12, shape=(9, 8, 3)):
 
 
 def test_names_are_no_html(opened):
-  network = dataclasses.replace(every_layer(), class_names=(NASTY, 'b', 'c', 'd', NASTY * 2))
+  network = dataclasses.replace(every_layer(), class_names=(NASTY, 'b' * 80, 'c', 'd', NASTY * 2))
   content = report.try_it_page(network, *some(), 'test', NASTY)
-  page = opened(content)
+  page = opened(content, viewport={'width': 390, 'height': 800})
+  assert page.evaluate('document.documentElement.scrollWidth') == 390
   assert page.title().split() == NASTY.split()
   assert NASTY in page.evaluate('network.class_names')
   assert page.locator('.offered span').first.text_content() == NASTY
