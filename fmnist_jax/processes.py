@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -138,7 +139,8 @@ def of_primary(action: Callable[[], T]) -> T:
   """Does something in process 0 alone; every process gets what it returns or raises.
 
   Args:
-    action: returns a JSON value.
+    action: returns a JSON value. In it, process 0 is by itself: what is for all processes to call
+      it may call alone.
   """
   value, said = _agreed(action, [0])
   return value if is_primary() else said[0]['value']
@@ -263,20 +265,31 @@ def leaving() -> Iterator[None]:
     os._exit(code)
 
 
+class _ByItself(threading.local):
+  """Whether this thread is in an action that process 0 alone is in."""
+  now = False
+
+
+_by_itself = _ByItself()
+
+
 def _agreed(action: Callable[[], T], speakers: Sequence[int]) -> tuple[T, list[Any]]:
   """Runs `action` in some processes; returns its value here and what each of them said."""
-  if count() == 1:
+  if count() == 1 or _by_itself.now:
     return action(), []
   value: Any = None
   mine: dict[str, Any] = {}
   error = None
   if distributed.global_state.process_id in speakers:
     try:
+      _by_itself.now = list(speakers) == [0]
       value = action()
-      mine = {'value': value} if list(speakers) == [0] else {}
+      mine = {'value': value} if _by_itself.now else {}
     except UserError as raised:
       error = raised
       mine = {'error': [type(raised).__name__, str(raised)]}
+    finally:
+      _by_itself.now = False
   said = [json.loads(text) for text in _exchange(json.dumps(mine), speakers)]
   for process, words in zip(speakers, said):
     if 'error' in words:

@@ -136,3 +136,20 @@ def test_an_error_of_another_process_ends_both(tmp_path):
                            '0 -> 1)') and theirs.count('\n') == 1
   assert err == theirs.replace('error: ', 'error: Process 1: ')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_only_process_0_reads_the_run_that_both_start_from(whole, tmp_path):
+  more = [f'--config.train.init_from={whole}', '--config.train.freeze=Dense_0',
+          '--config.train.seed=1', '--config.train.epochs=1']
+  (code, out, err), (second, _, silent) = run_both(tmp_path / 'run', *more)
+  assert (code, err, second, silent) == (0, '', 0, '')
+  assert 'taken: Dense_0, Dense_1; starting fresh: nothing; left there: nothing.' in out
+  theirs, (state, progress) = runs.load_run(whole), runs.newest_checkpoint(tmp_path / 'run')
+  jax.tree.map(np.testing.assert_array_equal, state.params['Dense_0'],
+               jax.device_get(theirs.variables['params']['Dense_0']))
+  assert progress['init_from']['step'] == theirs.step
+  for code, _, err in run_both(tmp_path / 'other', '--config.train.init_from=nowhere'):
+    assert code == 1 and err in ('', 'error: train.init_from is nowhere, where there is no run '
+                                 'with a checkpoint.\n')
+  assert not (tmp_path / 'other').exists()

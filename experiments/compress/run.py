@@ -279,7 +279,7 @@ def report(experiment: record.Experiment, entries: list[dict[str, Any]], togethe
   timed = ('Milliseconds are medians of several rounds over 2,000 images, in batches.'
            if entries[0]['milliseconds'] else 'Milliseconds are not measured yet.')
   text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} {timed}\n\n{listed}\n\n'
-          f'![test accuracy by size of the file{" and by time" if entries[0]["milliseconds"] else ""}](pareto.png)')
+          '![test accuracy by size of the file, and by time where it is measured](pareto.png)')
   experiment.save({'networks': entries, 'ensemble_accuracy': together, 'lessons': words,
                    'device': one['device'], 'versions': one['versions'],
                    'synthetic': one['synthetic']},

@@ -22,11 +22,14 @@ from fmnist_jax.errors import ConfigError
 from fmnist_jax.population import summary
 
 MODELS = {'mlp': MLP(hidden=(128,)), 'cnn': CNN(channels=(16, 32), pool=(2, 2), dense=(64,))}
-SHOWN = {'mlp': 'dense network, 784-128-5', 'cnn': 'conv 16, pool, conv 32, pool, dense 64'}
-UPPER, OTHERS = (0, 2, 3, 4, 6), (1, 5, 7, 8, 9)
-STARTS = {'scratch': 'from scratch', 'mnist': 'from digits',
-          'others': 'from the other five classes'}
-SOURCES = {'mnist': ('mnist', ()), 'others': ('fashion_mnist', OTHERS)}
+SETS = {'digits': ('mnist', ()), 'garments': ('fashion_mnist', (0, 2, 3, 4, 6)),
+        'things': ('fashion_mnist', (1, 5, 7, 8, 9))}
+TITLES = {'garments': 'upper garments', 'things': 'shoes, bags, trousers'}
+# What a target starts from: by that what is shown.
+STARTS = {'scratch': 'from scratch', 'digits': 'from digits',
+          'classes': 'from the other five classes'}
+SOURCES = {'garments': {'digits': 'digits', 'classes': 'things'},
+           'things': {'digits': 'digits', 'classes': 'garments'}}
 SOURCE_IMAGES, VALIDATION = 25_000, 500
 EPOCHS = {100: 60, 1000: 20, 10_000: 8}  # By training images of the target.
 
@@ -77,73 +80,80 @@ def part(experiment: record.Experiment, name: str, classes: tuple[int, ...]) -> 
   return Part(name=name, classes=classes, data_dir=folder, test_examples=500 if args.quick else 0)
 
 
-def source(experiment: record.Experiment, model: str, start: str, seed: int) -> Any:
-  """A run on one of `SOURCES`."""
+def source(experiment: record.Experiment, model: str, name: str, seed: int) -> Any:
+  """A run on one of `SETS`."""
   images, epochs = (2000, 1) if experiment.args.quick else (SOURCE_IMAGES, 8)
-  return experiment.run(f'transfer/{model}_on_{start}_{seed}', config(
-      model, part(experiment, *SOURCES[start]), images, epochs, seed))
+  return experiment.run(f'transfer/{model}_on_{name}_{seed}', config(
+      model, part(experiment, *SETS[name]), images, epochs, seed))
 
 
-def target(experiment: record.Experiment, model: str, start: str, images: int, seed: int) -> Any:
-  """A run on the upper garments, from one of `STARTS`, whose run must be there."""
-  own = config(model, part(experiment, 'fashion_mnist', UPPER), images,
+def target(experiment: record.Experiment, name: str, model: str, start: str, images: int,
+           seed: int) -> Any:
+  """A run on few images of one of `SETS`, from one of `STARTS`, whose run must be there."""
+  own = config(model, part(experiment, *SETS[name]), images,
                2 if experiment.args.quick else EPOCHS[images], seed)
   if start != 'scratch':
-    directory = experiment.runs / f'transfer/{model}_on_{start}_{seed}'
+    directory = experiment.runs / f'transfer/{model}_on_{SOURCES[name][start]}_{seed}'
     own = config_lib.replace(own, {'train.init_from': str(directory)})
-  return experiment.run(f'transfer/{model}_{start}_{images}_{seed}', own)
+  return experiment.run(f'transfer/{name}_{model}_{start}_{images}_{seed}', own)
 
 
-def picture(found: dict[str, dict[str, dict[str, Any]]]) -> bytes:
-  """For each model: accuracy by number of images, a line a start."""
+def picture(entries: list[dict[str, Any]]) -> bytes:
+  """A row a target, a column a model: accuracy by number of images, a line a start."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   from fmnist_jax.report import canvas
   theme = canvas.LIGHT
   with canvas.drawing():
-    figure = Figure(figsize=(8.0, 3.6), dpi=150, facecolor=theme.surface, layout='constrained')
+    figure = Figure(figsize=(8.0, 6.2), dpi=150, facecolor=theme.surface, layout='constrained')
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(found), sharey=True)
-    for panel, (model, sizes) in zip(panels, found.items()):
-      for shift, start, color, mark in ((0.94, 'scratch', theme.muted, 'o'),
-                                        (1.0, 'mnist', theme.second, 's'),
-                                        (1.06, 'others', theme.first, 'D')):
-        stats = [entry[start] for entry in sizes.values()]
-        panel.errorbar([shift * int(images) for images in sizes],
-                       [100 * entry['mean'] for entry in stats],
-                       yerr=[100 * (entry['half_width'] or 0) for entry in stats], color=color,
-                       marker=mark, markersize=4, linewidth=1.6, capsize=3, label=STARTS[start])
-      panel.set_xscale('log')
-      panel.set_xticks([int(images) for images in sizes], [f'{int(n):,}' for n in sizes])
-      panel.minorticks_off()
-      panel.set_title(f'{model}: {SHOWN[model]}', fontsize=9, loc='left', color=theme.ink)
-      panel.set_xlabel('training images of the five upper garments', color=theme.ink)
-      panel.grid(color=theme.grid, linewidth=0.8)
-      panel.set_axisbelow(True)
-    panels[0].set_ylabel('test accuracy (%)', color=theme.ink)
-    panels[0].legend(frameon=False, fontsize=8, loc='lower right')
+    axes = figure.subplots(len(TITLES), len(MODELS), sharex=True, sharey='row')
+    for row, name in zip(axes, TITLES):
+      for panel, model in zip(row, MODELS):
+        found = [entry for entry in entries if (entry['target'], entry['model']) == (name, model)]
+        images = [entry['images'] for entry in found]
+        for shift, start, color, mark in ((0.94, 'scratch', theme.muted, 'o'),
+                                          (1.0, 'digits', theme.second, 's'),
+                                          (1.06, 'classes', theme.first, 'D')):
+          stats = [entry['accuracy'][start] for entry in found]
+          panel.errorbar([shift * number for number in images],
+                         [100 * entry['mean'] for entry in stats],
+                         yerr=[100 * (entry['half_width'] or 0) for entry in stats], color=color,
+                         marker=mark, markersize=4, linewidth=1.6, capsize=3, label=STARTS[start])
+        panel.set_xscale('log')
+        panel.set_xticks(images, [f'{number:,}' for number in images])
+        panel.minorticks_off()
+        panel.set_title(f'{TITLES[name]}, {model}', fontsize=9, loc='left', color=theme.ink)
+        panel.grid(color=theme.grid, linewidth=0.8)
+        panel.set_axisbelow(True)
+      row[0].set_ylabel('test accuracy (%)', color=theme.ink)
+    for panel in axes[-1]:
+      panel.set_xlabel('training images of the five classes', color=theme.ink)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc='lower right')
     return canvas.png(figure)
 
 
 def gain(entry: dict[str, Any], start: str) -> metrics.Interval:
   """By how many points a start is better than none, paired over seeds."""
-  return metrics.paired_difference(*([100 * value for value in entry[name]['values']]
+  return metrics.paired_difference(*([100 * value for value in entry['accuracy'][name]['values']]
                                      for name in ('scratch', start)))
 
 
-def lessons(found: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-  """For each model and start: where it helps and where not."""
+def lessons(entries: list[dict[str, Any]]) -> list[str]:
+  """For each target and start: where it helps, where it harms."""
   lines = []
-  for model, sizes in found.items():
-    for start in SOURCES:
-      said = []
-      for images, entry in sizes.items():
+  for name, title in TITLES.items():
+    for start in SOURCES[name]:
+      found: dict[str, list[str]] = {'helps': [], 'harms': [], 'shows no difference': []}
+      for entry in (entry for entry in entries if entry['target'] == name):
         change = gain(entry, start)
         sure = change.half_width is not None and abs(change.mean) > change.half_width
         verdict = ('helps' if change.mean > 0 else 'harms') if sure else 'shows no difference'
-        said.append(f'with {int(images):,} images {verdict} ({record.points(change)} points)')
-      lines.append(f'{model}, fine-tuned {STARTS[start]}: {", ".join(said)}.')
+        found[verdict].append(f'`{entry["model"]}` with {entry["images"]:,} images '
+                              f'({record.points(change)} points)')
+      said = '; '.join(f'{verdict} {", ".join(where)}' for verdict, where in found.items() if where)
+      lines.append(f'{title[0].upper()}{title[1:]}, {STARTS[start]}: {said}.')
   return lines
 
 
@@ -153,42 +163,37 @@ def body(experiment: record.Experiment) -> None:
   if not args.mnist_dir:
     raise ConfigError('MNIST and Fashion-MNIST have files of the same names: give --mnist_dir, the '
                       'folder with the four of MNIST.')
-  sizes = (100,) if args.quick else tuple(EPOCHS)
-  found: dict[str, dict[str, dict[str, Any]]] = {}
-  sources: dict[str, dict[str, Any]] = {}
-  for model in MODELS:
-    sources[model] = {start: summary.statistics([
-        source(experiment, model, start, seed).results['accuracy']
-        for seed in range(args.seeds)]) for start in SOURCES}
-    found[model] = {}
-    for images in sizes:
-      runs = {start: [target(experiment, model, start, images, seed)
-                      for seed in range(args.seeds)] for start in STARTS}
-      found[model][str(images)] = {
-          start: summary.statistics([run.results['accuracy'] for run in several])
-          for start, several in runs.items()}
-  one = runs['others'][0].results
-  words = lessons(found)
-  results = {'models': found, 'sources': sources, 'lessons': words,
-             'epochs': {str(images): EPOCHS[images] for images in sizes},
-             'taken': {start: {name: runs[start][0].results['init_from'][name]
-                               for name in ('taken', 'fresh')} for start in SOURCES},
+  sources = {model: {name: summary.statistics([
+      source(experiment, model, name, seed).results['accuracy'] for seed in range(args.seeds)])
+      for name in SETS} for model in MODELS}
+  entries = []
+  for name in TITLES:
+    for model in MODELS:
+      for images in (100,) if args.quick else EPOCHS:
+        runs = {start: [target(experiment, name, model, start, images, seed)
+                        for seed in range(args.seeds)] for start in STARTS}
+        entries.append({'target': name, 'model': model, 'images': images, 'accuracy': {
+            start: summary.statistics([run.results['accuracy'] for run in several])
+            for start, several in runs.items()}})
+  one = runs['classes'][0].results
+  words = lessons(entries)
+  results = {'targets': entries, 'sources': sources, 'lessons': words,
+             'taken': one['init_from']['taken'], 'fresh': one['init_from']['fresh'],
              'device': one['device'], 'versions': one['versions'], 'synthetic': one['synthetic']}
-  rows = [['model, training images', *(f'{text}, %' for text in STARTS.values()),
-           *(f'gain {STARTS[start]}, points' for start in SOURCES)]]
-  for model, entries in found.items():
-    for images, entry in entries.items():
-      rows.append([f'`{model}`, {int(images):,}',
-                   *(summary.plus_minus(entry[start], 100, 2) for start in STARTS),
-                   *(record.points(gain(entry, start)) for start in SOURCES)])
+  rows = [['target, model, training images', *(f'{text}, %' for text in STARTS.values()),
+           'gain from digits, points', 'gain from the other five, points']]
+  for entry in entries:
+    rows.append([f'{TITLES[entry["target"]]}, `{entry["model"]}`, {entry["images"]:,}',
+                 *(summary.plus_minus(entry['accuracy'][start], 100, 2) for start in STARTS),
+                 *(record.points(gain(entry, start)) for start in ('digits', 'classes'))])
   known = '; '.join(f'{model}: ' + ', '.join(
-      f'{summary.plus_minus(stats, 100, 2)} % {STARTS[start].removeprefix("from ")}'
-      for start, stats in starts.items()) for model, starts in sources.items())
+      f'{name} {summary.plus_minus(stats, 100, 2)} %' for name, stats in found.items())
+                    for model, found in sources.items())
   listed = '\n'.join(f'- {line}' for line in words)
   text = (f'{record.table(rows)}\n\n{record.means(experiment, one)} Accuracy of what they start '
           f'from, on its own task: {known}.\n\n{listed}\n\n![test accuracy by number of training '
           'images: from scratch, from digits, from the other five classes](accuracy.png)')
-  experiment.save(results, text, {'accuracy.png': picture(found)})
+  experiment.save(results, text, {'accuracy.png': picture(entries)})
 
 
 def extra(parser: argparse.ArgumentParser) -> None:
