@@ -261,6 +261,14 @@ def test_a_folder_that_changed_is_told_by_its_digest(tmp_path, decoded):
   assert load(root).sha256['class_names'] != first['class_names']
 
 
+def test_a_run_goes_on_with_what_it_began_with(tmp_path):
+  root = make(tmp_path / 'photos', {'a': 20, 'b': 20})
+  first, whole = load(root), load(root).test.arrays()[0]
+  make(root, {'a': 40, 'b': 40, 'c': 30})
+  assert len(load(root).test) > len(whole)  # Another run, meanwhile: the folder's arrays are new.
+  np.testing.assert_array_equal(first.test.arrays()[0], whole)
+
+
 def test_where_nothing_can_be_kept_it_is_decoded_each_time(tmp_path, decoded):
   (tmp_path / 'tfds').write_text('a file in the way')
   root = make(tmp_path / 'photos', {'a': 20, 'b': 20})

@@ -68,6 +68,7 @@ class Kept:
     self._known = known or {}
     self._sha256: dict[str, str] = {}
     self._held: dict[str, MemorySource] | None = None
+    self._opened: dict[str, MappedSource] = {}
 
   def dataset(self, class_names: Sequence[str], *, names: Sequence[str] = ARRAYS,
               sha256: Mapping[str, str] | None = None, synthetic: bool = False) -> Dataset:
@@ -109,14 +110,16 @@ class Kept:
 
   def _read(self, split: str) -> MappedSource:
     """Raises OSError, ValueError or WorkdirError for arrays that are not as they should be."""
-    noted = files.read_json(self.folder / 'arrays.json', _FORM, sealed=True)
-    if noted['made_of'] != self._made_of:
-      raise ValueError(f'{self._name} has changed')
-    hashes = {**noted['sha256'], **self._known}
-    source = mapped.load(self.folder, split)
-    if source.sha256() != [hashes[f'{split}-{kind}'] for kind in ('images', 'labels')]:
+    if split not in self._opened:
+      noted = files.read_json(self.folder / 'arrays.json', _FORM, sealed=True)
+      if noted['made_of'] != self._made_of:
+        raise ValueError(f'{self._name} has changed')
+      self._sha256 = {**noted['sha256'], **self._known}
+      # Both, unread: what another process puts there while this one trains changes nothing here.
+      self._opened = {each: mapped.load(self.folder, each) for each in SPLITS}
+    source = self._opened.pop(split)
+    if source.sha256() != [self._sha256[f'{split}-{kind}'] for kind in ('images', 'labels')]:
       raise ValueError(f'the SHA-256 of its {split} split differs')
-    self._sha256 = hashes
     return source
 
   def _make(self) -> None:
@@ -150,6 +153,7 @@ class Kept:
       if self.folder.exists():  # Who reads the old ones keeps the files that are open.
         self.folder.rename(old)
       fresh.rename(self.folder)
+      self._opened = {}
     finally:
       for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
@@ -31,16 +32,20 @@ class MappedSource:
 
   Attributes:
     shape: of an image: height, width, channels.
-    labels: int32 [N].
   """
 
   def __init__(self, images: _ArrayFile, labels: _ArrayFile):
-    self._files, self.labels = (images, labels), labels.array.astype(np.int32)
+    self._files = images, labels
     height, width, channels = images.array.shape[1:]
     self.shape = height, width, channels
 
   def __len__(self) -> int:
-    return len(self.labels)
+    return len(self._files[1].array)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """int32 [N]."""
+    return self._files[1].array.astype(np.int32)
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, H, W, C] and labels int32 [n] of the examples at `indices` [n].
