@@ -84,14 +84,18 @@ class Kept:
       DataUnavailable: when there are no good arrays and nothing to make them of.
       DataError: when what they are made of is wrong.
     """
-    train = self.open('train')
-    hashes = dict(zip(names, (self._sha256[array] for array in ARRAYS)))
-    return Dataset(self._name, tuple(class_names), Split.of(train, train.labels),
-                   self._open_test, hashes | dict(sha256 or {}), synthetic)
+    train, noted = self.open('train'), self._sha256
+    hashes = dict(zip(names, (noted[array] for array in ARRAYS)))
 
-  def _open_test(self) -> Split:
-    test = self.open('test')
-    return Split.of(test, test.labels)
+    def open_test() -> Split:
+      test = self.open('test')
+      if self._sha256 != noted:
+        raise DataError(f'{self._name} has changed since it was trained on, and its test images '
+                        'with it; put back what was there, or train again.')
+      return Split.of(test, test.labels)
+
+    return Dataset(self._name, tuple(class_names), Split.of(train, train.labels), open_test,
+                   hashes | dict(sha256 or {}), synthetic)
 
   def open(self, split: str) -> MappedSource | MemorySource:
     """Opens 'train' or 'test', every byte of it verified; see `dataset`."""
@@ -99,7 +103,7 @@ class Kept:
       if self._held is not None:
         return self._held[split]
       try:
-        if self.folder.is_dir():
+        if split in self._opened or self.folder.is_dir():
           return self._read(split)
       except (OSError, ValueError, WorkdirError) as error:
         logging.warning('The decoded copy of %s in %s is not used (%s): making it anew.',
