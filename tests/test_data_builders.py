@@ -1,6 +1,5 @@
 """Preparing through TFDS, decoding to array files and reading those."""
 
-import mmap
 import os
 import pathlib
 import shutil
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import data_files
 import jax
@@ -351,14 +349,13 @@ def test_what_is_fetched_is_used_by_jax_as_it_lies(published, files):
     assert placed.unsafe_buffer_pointer() == images.ctypes.data  # No copy.
 
 
-def test_what_was_read_does_not_stay_in_memory(published, files, monkeypatch):
-  monkeypatch.setattr(mapped, '_MOST_TOUCHED', 784 * 10)
-  monkeypatch.setattr(mapped, '_LARGE', 0)  # What is advised changes nothing.
+def test_large_files_are_read_and_not_mapped(published, files, monkeypatch, tmp_path):
+  monkeypatch.setattr(mapped, '_MOST_MAPPED', 0)
+  monkeypatch.setattr(mapped.np, 'take', None)
   dataset = fashion(files)
-  array, = (file for file in dataset.train._source._files if file.array.ndim == 4)
-  given_back = []
-  monkeypatch.setattr(array, '_map', types.SimpleNamespace(madvise=given_back.append))
-  for _ in range(6):
-    np.testing.assert_array_equal(dataset.train.fetch(np.arange(4))[..., 0],
-                                  published['fashion_mnist'][0][:4])
-  assert given_back == [mmap.MADV_DONTNEED] * 2
+  for chosen in (np.array([7, 3, 3, 59, 0]), np.arange(0), np.arange(60, dtype=np.int32)):
+    np.testing.assert_array_equal(dataset.train.fetch(chosen)[..., 0],
+                                  published['fashion_mnist'][0][chosen])
+  cut(tmp_path / 'tfds' / ARRAYS / 'train-images.npy')
+  with pytest.raises(DataError, match='was changed while'):
+    dataset.train.fetch(np.arange(3))

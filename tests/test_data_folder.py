@@ -1,6 +1,7 @@
 """A folder of pictures as a data set."""
 
 import os
+import shutil
 import sys
 import types
 
@@ -259,6 +260,28 @@ def test_a_folder_that_changed_is_told_by_its_digest(tmp_path, decoded):
   assert second != first
   os.rename(root / 'a', root / 'aa')
   assert load(root).sha256['class_names'] != first['class_names']
+
+
+def test_a_run_goes_on_with_what_it_began_with(tmp_path):
+  root = make(tmp_path / 'photos', {'a': 20, 'b': 20})
+  first, whole = load(root), load(root).test.arrays()[0]
+  make(root, {'a': 40, 'b': 40, 'c': 30})
+  assert len(load(root).test) > len(whole)  # Another run, meanwhile: the folder's arrays are new.
+  np.testing.assert_array_equal(first.test.arrays()[0], whole)
+  gone = load(root, size=9)
+  shutil.rmtree(tmp_path / 'tfds')
+  assert len(gone.test) > len(whole)
+
+
+def test_test_images_that_changed_with_their_folder_are_not_tested_on(tmp_path):
+  root = make(tmp_path / 'photos', {'a': 20, 'b': 20})
+  dataset = load(root)
+  arrays, = (tmp_path / 'tfds/fmnist_jax_arrays').glob('folder-*')
+  (arrays / 'test-images.npy').write_bytes(b'damaged')
+  for path in root.rglob('*.png'):
+    picture(0).save(path)
+  with pytest.raises(DataError, match=r'photos/ has changed since it was trained on'):
+    _ = dataset.test
 
 
 def test_where_nothing_can_be_kept_it_is_decoded_each_time(tmp_path, decoded):

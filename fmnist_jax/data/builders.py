@@ -108,41 +108,6 @@ class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
     return self._read[1]
 
 
-class FmnistJaxFashionMnist(_Published):
-  """Fashion-MNIST (arXiv:1708.07747)."""
-  KEY = 'fashion_mnist'
-
-
-class FmnistJaxMnist(_Published):
-  """MNIST, handwritten digits."""
-  KEY = 'mnist'
-
-
-class FmnistJaxKmnist(_Published):
-  """Kuzushiji-MNIST, cursive Japanese (arXiv:1812.01718)."""
-  KEY = 'kmnist'
-
-
-class FmnistJaxCifar10(_Published):
-  """CIFAR-10, small photographs (Krizhevsky, 2009)."""
-  KEY = 'cifar10'
-
-
-class FmnistJaxCifar100(_Published):
-  """CIFAR-100, small photographs (Krizhevsky, 2009)."""
-  KEY = 'cifar100'
-
-
-class FmnistJaxEmnistLetters(_Published):
-  """EMNIST's letters, cases merged (arXiv:1702.05373)."""
-  KEY = 'emnist_letters'
-
-
-class FmnistJaxEmnistBalanced(_Published):
-  """EMNIST's balanced digits and letters (arXiv:1702.05373)."""
-  KEY = 'emnist_balanced'
-
-
 class FmnistJaxSynthetic(Builder):
   """The drawn garments of `synthetic.py`; the name of the builder config says how many."""
   VERSION = tfds.core.Version(synthetic.VERSION)
@@ -160,8 +125,11 @@ class FmnistJaxSynthetic(Builder):
     return int(self.builder_config.name.split('_')[SPLITS.index(split)])
 
 
-BUILDERS: dict[str, type[Builder]] = {'synthetic': FmnistJaxSynthetic, **{
-    kind.KEY: kind for kind in _Published.__subclasses__()}}
+# FmnistJaxFashionMnist, which TFDS calls fmnist_jax_fashion_mnist, and so on.
+BUILDERS: dict[str, type[Builder]] = {'synthetic': FmnistJaxSynthetic} | {
+    key: type(f'FmnistJax{key.title().replace("_", "")}', (_Published,),
+              {'KEY': key, '__doc__': original.title})
+    for key, original in sources.ORIGINALS.items()}
 
 
 class Digest:

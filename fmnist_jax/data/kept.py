@@ -68,6 +68,7 @@ class Kept:
     self._known = known or {}
     self._sha256: dict[str, str] = {}
     self._held: dict[str, MemorySource] | None = None
+    self._opened: dict[str, MappedSource] = {}
 
   def dataset(self, class_names: Sequence[str], *, names: Sequence[str] = ARRAYS,
               sha256: Mapping[str, str] | None = None, synthetic: bool = False) -> Dataset:
@@ -83,14 +84,18 @@ class Kept:
       DataUnavailable: when there are no good arrays and nothing to make them of.
       DataError: when what they are made of is wrong.
     """
-    train = self.open('train')
-    hashes = dict(zip(names, (self._sha256[array] for array in ARRAYS)))
-    return Dataset(self._name, tuple(class_names), Split.of(train, train.labels),
-                   self._open_test, hashes | dict(sha256 or {}), synthetic)
+    train, noted = self.open('train'), self._sha256
+    hashes = dict(zip(names, (noted[array] for array in ARRAYS)))
 
-  def _open_test(self) -> Split:
-    test = self.open('test')
-    return Split.of(test, test.labels)
+    def open_test() -> Split:
+      test = self.open('test')
+      if self._sha256 != noted:
+        raise DataError(f'{self._name} has changed since it was trained on, and its test images '
+                        'with it; put back what was there, or train again.')
+      return Split.of(test, test.labels)
+
+    return Dataset(self._name, tuple(class_names), Split.of(train, train.labels), open_test,
+                   hashes | dict(sha256 or {}), synthetic)
 
   def open(self, split: str) -> MappedSource | MemorySource:
     """Opens 'train' or 'test', every byte of it verified; see `dataset`."""
@@ -98,7 +103,7 @@ class Kept:
       if self._held is not None:
         return self._held[split]
       try:
-        if self.folder.is_dir():
+        if split in self._opened or self.folder.is_dir():
           return self._read(split)
       except (OSError, ValueError, WorkdirError) as error:
         logging.warning('The decoded copy of %s in %s is not used (%s): making it anew.',
@@ -109,14 +114,16 @@ class Kept:
 
   def _read(self, split: str) -> MappedSource:
     """Raises OSError, ValueError or WorkdirError for arrays that are not as they should be."""
-    noted = files.read_json(self.folder / 'arrays.json', _FORM, sealed=True)
-    if noted['made_of'] != self._made_of:
-      raise ValueError(f'{self._name} has changed')
-    hashes = {**noted['sha256'], **self._known}
-    source = mapped.load(self.folder, split)
-    if source.sha256() != [hashes[f'{split}-{kind}'] for kind in ('images', 'labels')]:
+    if split not in self._opened:
+      noted = files.read_json(self.folder / 'arrays.json', _FORM, sealed=True)
+      if noted['made_of'] != self._made_of:
+        raise ValueError(f'{self._name} has changed')
+      self._sha256 = {**noted['sha256'], **self._known}
+      # Both, unread: what another process puts there while this one trains changes nothing here.
+      self._opened = {each: mapped.load(self.folder, each) for each in SPLITS}
+    source = self._opened.pop(split)
+    if source.sha256() != [self._sha256[f'{split}-{kind}'] for kind in ('images', 'labels')]:
       raise ValueError(f'the SHA-256 of its {split} split differs')
-    self._sha256 = hashes
     return source
 
   def _make(self) -> None:
@@ -150,6 +157,7 @@ class Kept:
       if self.folder.exists():  # Who reads the old ones keeps the files that are open.
         self.folder.rename(old)
       fresh.rename(self.folder)
+      self._opened = {}
     finally:
       for left_over in (fresh, old):
         shutil.rmtree(left_over, ignore_errors=True)

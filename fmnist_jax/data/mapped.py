@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
@@ -22,8 +23,9 @@ Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 _PIECE = 1 << 20
 _ALIGNED = 64  # bytes; jax takes an array that begins at a multiple as it is, without a copy.
-_MOST_TOUCHED = 1 << 28  # bytes read that may count as this process's memory
-_LARGE = 1 << 30  # bytes of a file; of a larger one some may have to come from the disk
+# Bytes of a file. Of what is mapped all that is touched, and much around it, counts as memory of
+# this process.
+_MOST_MAPPED = 1 << 30
 
 
 class MappedSource:
@@ -31,16 +33,20 @@ class MappedSource:
 
   Attributes:
     shape: of an image: height, width, channels.
-    labels: int32 [N].
   """
 
   def __init__(self, images: _ArrayFile, labels: _ArrayFile):
-    self._files, self.labels = (images, labels), labels.array.astype(np.int32)
+    self._files = images, labels
     height, width, channels = images.array.shape[1:]
     self.shape = height, width, channels
 
   def __len__(self) -> int:
-    return len(self.labels)
+    return len(self._files[1].array)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """int32 [N]."""
+    return self._files[1].array.astype(np.int32)
 
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [n, H, W, C] and labels int32 [n] of the examples at `indices` [n].
@@ -72,12 +78,11 @@ class _ArrayFile:
       if dtype not in idx.KINDS or not size or (
           self._start + size != os.fstat(file.fileno()).st_size):
         raise ValueError(f'{path.name} does not hold what its header says')
-      self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      contents = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       self._descriptor = os.dup(file.fileno())
     weakref.finalize(self, os.close, self._descriptor)
     self._status = self._read_status()
-    self._touched = 0
-    self.array = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)
+    self.array = np.frombuffer(contents, dtype, offset=self._start).reshape(shape)
 
   def _read_status(self) -> tuple[int, int]:
     status = os.fstat(self._descriptor)
@@ -102,16 +107,15 @@ class _ArrayFile:
     if self._read_status() != self._status:
       raise DataError(f'{self._path} was changed while it was in use; run the same command again, '
                       'and it is made anew.')
-    if self._status[0] > _LARGE:  # Asked for at once, they come from a disk ten times as fast.
-      size = self.array[0].nbytes
-      for index in indices.tolist():
-        os.posix_fadvise(self._descriptor, self._start + index * size, size,
-                         os.POSIX_FADV_WILLNEED)
-    np.take(self.array, indices, axis=0, out=found, mode='clip')  # 'raise' would copy twice.
-    self._touched += found.nbytes
-    if self._touched > _MOST_TOUCHED:
-      self._map.madvise(mmap.MADV_DONTNEED)  # They stay in the system's cache of files.
-      self._touched = 0
+    if self._status[0] <= _MOST_MAPPED:
+      np.take(self.array, indices, axis=0, out=found, mode='clip')  # 'raise' would copy twice.
+      return
+    size = self.array[0].nbytes
+    starts = (indices.astype(np.int64) * size + self._start).tolist()
+    for start in starts:  # Asked for at once, they come from a disk ten times as fast.
+      os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+    for start, entry in zip(starts, found.reshape(len(indices), size)):
+      os.preadv(self._descriptor, [entry.data], start)
 
 
 def load(folder: pathlib.Path, split: str) -> MappedSource:

@@ -88,8 +88,8 @@ def _keys(name: str, info: Any, tfds: Any) -> tuple[str, str]:
   kinds = (tfds.features.Image, tfds.features.ClassLabel)
   found = [[key for key, feature in features.items() if isinstance(feature, kind)]
            for kind in kinds] if isinstance(features, tfds.features.FeaturesDict) else [[], []]
-  supervised = tuple(info.supervised_keys or ())
-  if len(supervised) == 2 and all(key in keys for key, keys in zip(supervised, found)):
+  supervised = info.supervised_keys
+  if supervised and all(key in keys for key, keys in zip(supervised, found)):
     return supervised[0], supervised[1]
   if [len(keys) for keys in found] != [1, 1]:
     raise DataError(f'{name} has {len(found[0])} images and {len(found[1])} class labels an '
