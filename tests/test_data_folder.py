@@ -147,7 +147,7 @@ def test_fit_shows_all_and_crop_fills():
     np.testing.assert_array_equal(photograph.framed(own, (8, 8, 3), frame), own)
 
 
-def test_all_kinds_of_pictures(tmp_path):
+def test_all_kinds_of_pictures(tmp_path, caplog):
   root = make(tmp_path / 'photos', {'a': 2, 'b': 2}, 'train')
   place = root / 'test/a'
   place.mkdir(parents=True)
@@ -167,6 +167,9 @@ def test_all_kinds_of_pictures(tmp_path):
   (place / 'notes.txt').write_text('no picture')
   listed = [os.path.basename(entry.path) for entry in folder.listing(f'{root}/').splits['test']]
   dataset = load(root, validation_examples=0)
+  assert f'Left out, being none of .png, .jpg, .jpeg, .bmp, .webp: {place}/notes.txt.' in (
+      caplog.messages)
+  assert f'Classes of {root}/ without a picture to test on: b.' in caplog.messages
   found = dict(zip(listed, dataset.test.arrays()[0]))
   np.testing.assert_array_equal(found['palette.png'], red)
   for name in ('deep.png', 'clear.webp', 'grey.bmp'):  # Laid on white where it is transparent.

@@ -145,11 +145,11 @@ def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
   np.testing.assert_array_equal(np.bincount(dataset.validation.labels, minlength=4),
                                 [49, 9, 2, 0])
   np.testing.assert_array_equal(np.bincount(dataset.train.labels), [351, 21, 2, 1])
-  assert caplog.messages == [f"2 of the 4 classes of {path} have fewer than 5 validation examples: "
+  assert caplog.messages == [f"Classes of {path} with fewer than 5 validation examples: "
                              "'lynx' (2), 'yeti' (0)."]
   caplog.clear()
   load_own(path, validation_examples=60, train_examples=430)
-  assert "2 of the 4 classes" in caplog.messages[0] and 'than 1 training' in caplog.messages[0]
+  assert "fewer than 1 training examples: 'lynx' (0), 'yeti' (0)" in caplog.messages[0]
   caplog.clear()
   data.load(synthetic(validation_examples=20))  # Two of each class, as many as were asked for.
   assert not caplog.messages

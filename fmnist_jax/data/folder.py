@@ -115,8 +115,7 @@ def listing(root: str) -> Listing:
     raise DataError(f'{root} has no picture to test on (without test/, one in ten is set aside by '
                     'its name); give it more.')
   if absent:
-    logging.warning('%d of the %d classes of %s have no picture to test on: %s.', len(absent),
-                    len(names), root, _some(absent))
+    logging.warning('Classes of %s without a picture to test on: %s.', root, _some(absent))
   return Listing(names, {name: sorted(pictures) for name, pictures in splits.items()},
                  digest.hexdigest())
 
@@ -157,8 +156,8 @@ def _list(root: str, part: str, label: int, splits: dict[str, list[Picture]],
           'test' if rank[0] * 256 + rank[1] < 65536 // _TESTED else 'train')
       splits[split].append(Picture(rank, path, label))
   if others:
-    logging.warning('%d files of %s are none of %s and are left out: %s.', len(others),
-                    os.path.join(root, part), ', '.join(photograph.SUFFIXES), _some(others))
+    logging.warning('Left out, being none of %s: %s.', ', '.join(photograph.SUFFIXES),
+                    _some(others))
 
 
 def _check_classes(root: str, names: Sequence[str], labels: np.ndarray) -> None:
@@ -170,7 +169,7 @@ def _check_classes(root: str, names: Sequence[str], labels: np.ndarray) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-  return ', '.join(names[:5]) + ' ...' * (len(names) > 5)
+  return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')
 
 
 class _Decoder:

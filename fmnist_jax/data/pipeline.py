@@ -78,8 +78,9 @@ def _tell_of_few(dataset: Dataset, train: np.ndarray, validation: np.ndarray) ->
     few = np.flatnonzero(counts < least)
     if few.size:
       shown = ', '.join(f'{dataset.class_names[i]!r} ({counts[i]})' for i in few[:5])
-      logging.warning('%d of the %d classes of %s have fewer than %d %s examples: %s%s.', few.size,
-                      len(counts), dataset.name, least, what, shown, ' ...' * (few.size > 5))
+      more = f' and {few.size - 5} more' if few.size > 5 else ''
+      logging.warning('Classes of %s with fewer than %d %s examples: %s%s.', dataset.name, least,
+                      what, shown, more)
   count = functools.partial(np.bincount, minlength=dataset.num_classes)
   tell(count(train), 1, 'training')
   tell(count(validation), min(_FEW, len(validation) // dataset.num_classes), 'validation')
