@@ -112,10 +112,13 @@ class _ArrayFile:
       return
     size = self.array[0].nbytes
     starts = (indices.astype(np.int64) * size + self._start).tolist()
-    for start in starts:  # Asked for at once, they come from a disk ten times as fast.
-      os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+    if hasattr(os, 'posix_fadvise'):
+      for start in starts:  # Asked for at once, they come from a disk ten times as fast.
+        os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
     for start, entry in zip(starts, found.reshape(len(indices), size)):
-      os.preadv(self._descriptor, [entry.data], start)
+      if os.preadv(self._descriptor, [entry.data], start) != size:
+        raise DataError(f'{self._path} was cut short while it was in use; run the same command '
+                        'again, and it is made anew.')
 
 
 def load(folder: pathlib.Path, split: str) -> MappedSource:
