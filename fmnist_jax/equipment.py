@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
@@ -37,7 +38,8 @@ class Equipment:
     """Args: `config` with nothing left to 'auto'."""
     self.dataset, self.mesh, self.source = dataset, mesh, source
     self.programs: Any = Programs(config, mesh, dataset.image_shape, dataset.num_classes,
-                                  len(dataset.train))
+                                  len(dataset.train), np.bincount(
+                                      dataset.train.labels, minlength=dataset.num_classes))
     if not self.programs.horizon.steps_per_epoch:
       raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
                         f'{len(dataset.train)} training examples; use a smaller batch.')

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,8 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, metrics, report, settings, sharding
-from fmnist_jax.errors import ConfigError, DataError, DivergenceError, UserError
+from fmnist_jax import data, graph, machine, metrics, photograph, report, settings, sharding
+from fmnist_jax.errors import ConfigError, DataError, DivergenceError, ExportError, UserError, told
 from fmnist_jax.storage import files
 from fmnist_jax.storage.workdir import Workdir
 from fmnist_jax.trained_model import TrainedModel, load_run
@@ -109,7 +109,8 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
 
 
 def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
-          results: dict[str, Any], probabilities: np.ndarray, *, with_report: bool) -> None:
+          results: dict[str, Any], probabilities: np.ndarray, variables: Any, *,
+          with_report: bool) -> None:
   """Writes predictions, report and, last because it marks the run as finished, results.json.
 
   Args:
@@ -118,6 +119,7 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
     dataset: what it was trained on.
     results: `results(...)`.
     probabilities: float32 [N, K].
+    variables: of the module, that gave them.
     with_report: whether to write report/ too.
   """
   directory.held()
@@ -132,6 +134,7 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
                    probabilities=probabilities, labels=split.labels, images=images,
                    train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
                    class_names=dataset.class_names, config=config_lib.to_json(config),
+                   network=_network(config, dataset, variables),
                    validation_labels=dataset.validation.labels if dataset.validation else None)
     except UserError:
       raise  # A disk: the same command again writes it.
@@ -139,6 +142,29 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
       logging.warning('The report could not be drawn (%s: %s); the results are complete without '
                       'it.', type(error).__name__, ' '.join(str(error).split())[:300])
   files.write_json(directory.path / 'results.json', results, sealed=True)
+
+
+def network_of(config: config_lib.Config, variables: Any, image_shape: tuple[int, int, int],
+               class_names: Sequence[str]) -> graph.Graph:
+  """What a page runs; raises ExportError where it cannot, see also `graph.trace`."""
+  if config.data.preparation() is not photograph.to_input:
+    raise ExportError('Pictures of this data set are prepared in a way of their own, which no page '
+                      'knows.')
+  return graph.trace(config.model, variables, image_shape, class_names)
+
+
+def _network(config: config_lib.Config, dataset: data.Dataset,
+             variables: Any) -> graph.Graph | str:
+  """What the report's page runs, or why it cannot."""
+  try:
+    if config.data.preparation() is not photograph.to_input:
+      return 'Pictures of this data set are prepared in a way of their own, which no page knows.'
+    report.check_weights(sum(leaf.size for leaf in jax.tree.leaves(variables)))
+    return graph.trace(config.model, variables, dataset.image_shape, dataset.class_names)
+  except UserError as error:
+    return str(error)
+  except Exception as error:  # Of somebody's own code, which must not cost the report.
+    return f'{told(error)}.'
 
 
 def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 
 from fmnist_jax import settings, step
@@ -29,15 +31,35 @@ class Loss(settings.Section):
     """
 
 
+  def weighed(self, class_counts: np.ndarray) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss for a training set of so many examples of each class, int [K]; by default itself."""
+    del class_counts
+    return self
+
+
 @dataclasses.dataclass
 class CrossEntropy(Loss):
   """Softmax cross-entropy, nats."""
   label_smoothing: float = setting(
       0.0, 'share of the target spread over all classes (arXiv:1512.00567)', low=0, high=1,
       open_high=True, continuous=True)
+  class_weights: str = setting(
+      'none', 'what examples weigh; balanced: N / (K n), those of a class of n among N of K '
+      'classes, so that all classes count the same', choices=('none', 'balanced'))
 
   def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """See `Loss`; without weights."""
+    return step.cross_entropy(logits, self._smooth(targets))
+
+  def weighed(self, class_counts: np.ndarray) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """See `Loss`."""
+    if self.class_weights == 'none':
+      return self
+    present = np.maximum(class_counts, 1)  # What there is none of weighs nothing anyway.
+    weights = (class_counts.sum() / (len(class_counts) * present)).astype(np.float32)
+    return lambda logits, targets: step.cross_entropy(logits, self._smooth(targets) * weights[None])
+
+  def _smooth(self, targets: jax.Array) -> jax.Array:
     if is_on(self.label_smoothing):
-      targets = optax.smooth_labels(targets, self.label_smoothing)
-    return step.cross_entropy(logits, targets)
+      return optax.smooth_labels(targets, self.label_smoothing)
+    return targets

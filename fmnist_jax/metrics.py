@@ -109,6 +109,12 @@ def class_scores(confusion: np.ndarray) -> ClassScores:
                      ratio(2 * hits, support + predicted), support)
 
 
+def balanced_accuracy(confusion: np.ndarray) -> float:
+  """The mean recall of the classes that occur in a confusion matrix [K, K]; 0 for no examples."""
+  scores = class_scores(confusion)
+  return float(scores.recall.sum() / max((scores.support > 0).sum(), 1))
+
+
 def macro_f1(confusion: np.ndarray) -> float:
   """The mean F1 of all K classes, each counting the same, those that never occur included."""
   return float(class_scores(confusion).f1.mean())
@@ -170,8 +176,9 @@ def summarize(probabilities: np.ndarray, labels: np.ndarray,
     class_names: K names.
 
   Returns:
-    JSON values: examples, accuracy, loss, macro_f1, expected_calibration_error, confusion_matrix
-    (K rows of true classes) and per_class (name, precision, recall, f1, support of each).
+    JSON values: examples, accuracy, balanced_accuracy, loss, macro_f1, expected_calibration_error,
+    confusion_matrix (K rows of true classes) and per_class (name, precision, recall, f1, support of
+    each).
 
   Raises:
     ValueError: as `cross_entropy`, or when the number of names is not K.
@@ -185,6 +192,7 @@ def summarize(probabilities: np.ndarray, labels: np.ndarray,
   return {
       'examples': int(confusion.sum()),
       'accuracy': accuracy(confusion),
+      'balanced_accuracy': balanced_accuracy(confusion),
       'loss': cross_entropy(probabilities, labels),
       'macro_f1': macro_f1(confusion),
       'expected_calibration_error': expected_calibration_error(probabilities, labels),

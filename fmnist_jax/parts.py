@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fmnist_jax import config as config_lib
@@ -47,7 +48,8 @@ def check(config: config_lib.Config, image_shape: tuple[int, int, int], num_clas
     images, targets = found
 
   name = f'The loss {settings.kind_name(type(config.loss))}'
-  loss = _traced(name, lambda values, *args: config_lib.replace(config, values).loss(*args),
+  loss = _traced(name, lambda values, *args: config_lib.replace(
+      config, values).loss.weighed(np.ones(num_classes, int))(*args),
                  values, jax.ShapeDtypeStruct(targets.shape, jnp.float32), targets)
   if getattr(loss, 'shape', None) != (batch,) or not jnp.issubdtype(loss.dtype, jnp.floating):
     raise ConfigError(f'{name} gives {_shown(loss)} for logits and targets {[*targets.shape]}; it '

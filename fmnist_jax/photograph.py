@@ -13,13 +13,17 @@ The specification, for a model of H x W pixels and C channels:
 6. It is extended with the background to H x W, centred; an odd pixel goes below and to the right.
 7. Where C is 1, it becomes grey (0.299 R + 0.587 G + 0.114 B), and is negated where the grey of its
    background is above 127.5, since garments lie on black there.
-8. It is rounded to whole numbers from 0 to 255, halves upwards.
+8. It is rounded to whole numbers from 0 to 255, halves upwards, and so is what lies less than a
+   millionth below one, so that the order in which sums are added does not show.
+
+report/photograph.js is the same for browsers.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 from typing import IO
 
 import numpy as np
@@ -35,13 +39,15 @@ _TRIMMED = 12
 _GREY = np.array([299, 587, 114])  # thousandths
 
 
-def read(file: IO[bytes], image_shape: tuple[int, int, int], name: str) -> np.ndarray:
+def read(file: IO[bytes], image_shape: tuple[int, int, int], name: str,
+         prepare: Callable[..., np.ndarray] | None = None) -> np.ndarray:
   """Reads a picture.
 
   Args:
     file: open.
     image_shape: (H, W, C) of the model, C being 1 or 3.
     name: of the file, for errors.
+    prepare: called with uint8 [h, w, 3] and `image_shape`; `to_input` by default.
 
   Returns:
     uint8 [H, W, C].
@@ -56,7 +62,7 @@ def read(file: IO[bytes], image_shape: tuple[int, int, int], name: str) -> np.nd
         if image.width * image.height > MOST_PIXELS:
           raise ValueError(f'it is {image.width:,} x {image.height:,} pixels large, more than '
                            f'{MOST_PIXELS:,} in all')
-        return to_input(_rgb(image), image_shape)
+        return (prepare or to_input)(_rgb(image), image_shape)
   except Exception as error:  # Pillow raises what it pleases.
     reason = getattr(error, 'strerror', None) or ' '.join(str(error).split()) or (
         type(error).__name__)
@@ -107,7 +113,29 @@ def to_input(pixels: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarra
     canvas = (canvas @ _GREY)[..., None] / 1000
     if background @ _GREY / 1000 > 127.5:
       canvas = 255 - canvas
-  return np.floor(np.clip(canvas, 0, 255) + 0.5).astype(np.uint8)
+  return np.floor(np.clip(canvas, 0, 255) + (0.5 + 1e-6)).astype(np.uint8)
+
+
+def framed(pixels: np.ndarray, image_shape: tuple[int, int, int], frame: str) -> np.ndarray:
+  """A picture resized to what a model takes, by Pillow's bicubic filter, and nothing else done.
+
+  Args:
+    pixels: uint8 [h, w, 3].
+    image_shape: (H, W, C), C being 1 or 3.
+    frame: 'fit' shows all of it, centred on black; 'crop' fills the frame with its middle.
+
+  Returns:
+    uint8 [H, W, C].
+  """
+  height, width, channels = image_shape
+  image = Image.fromarray(pixels).convert('L' if channels == 1 else 'RGB')
+  if frame == 'crop':
+    return np.asarray(ImageOps.fit(image, (width, height))).reshape(image_shape)
+  factor = min(height / image.height, width / image.width)
+  inner = [max(round(side * factor), 1) for side in (image.width, image.height)]
+  whole = Image.new(image.mode, (width, height))
+  whole.paste(image.resize(inner), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+  return np.asarray(whole).reshape(image_shape)
 
 
 def _strips(image: np.ndarray) -> list[slice]:

@@ -29,8 +29,9 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   del interrupt  # There is nothing to save: a signal ends it on the spot.
   parser = command.Parser(
       prog='python -m fmnist_jax.predict',
-      description='Says what pictures show. A photograph is prepared as Fashion-MNIST was made of '
-      'photographs; a picture of the model\'s own size is taken as it is.')
+      description='Says what pictures show. A photograph is prepared as those were that the model '
+      'was trained on, by default as Fashion-MNIST was made of photographs; a picture of the '
+      'model\'s own size is taken as it is.')
   parser.add_argument('files', nargs='+', metavar='FILE', help='PNG, JPEG, BMP or WebP; a folder '
                       'of them; a .npz with an array images; - for standard input')
   command.add_run_arguments(parser)
@@ -60,7 +61,7 @@ def answers(run: Any, files: Sequence[str], failed: list[str]) -> Iterator[Answe
     failed: gets the error of each file that could not be read.
   """
   import numpy as np
-  for some in _alike(_images(run.image_shape, files, failed)):
+  for some in _alike(_images(run, files, failed)):
     for (name, _), row in zip(some, run.predict(np.stack([image for _, image in some]))):
       yield Answer(name, row)
     sys.stdout.flush()
@@ -78,11 +79,10 @@ def _alike(images: Iterator[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]
     yield some
 
 
-def _images(shape: tuple[int, int, int], files: Sequence[str],
-            failed: list[str]) -> Iterator[tuple[str, Any]]:
+def _images(run: Any, files: Sequence[str], failed: list[str]) -> Iterator[tuple[str, Any]]:
   for file in files:
     try:
-      yield from _of_file(shape, file, failed)
+      yield from _of_file(run, file, failed)
     except DataError as error:
       _tell(error, failed)
 
@@ -93,10 +93,11 @@ def _tell(error: DataError, failed: list[str]) -> None:
   failed.append(str(error))  # Not the error, which holds on to the picture.
 
 
-def _of_file(shape: tuple[int, int, int], file: str,
-             failed: list[str]) -> Iterator[tuple[str, Any]]:
+def _of_file(run: Any, file: str, failed: list[str]) -> Iterator[tuple[str, Any]]:
   """(name, uint8 [H, W, C]) of all images in a file, folder or standard input."""
   from fmnist_jax import photograph
+  def read(stream: Any, name: str) -> Any:
+    return photograph.read(stream, run.image_shape, name, run.config.data.preparation())
   if file == '-':
     if sys.stdin is None:
       raise DataError('There is no standard input.')
@@ -105,9 +106,9 @@ def _of_file(shape: tuple[int, int, int], file: str,
       raise DataError(f'Standard input holds more than {LARGEST_INPUT:,} bytes; name a file.')
     stream = io.BytesIO(content)
     if content.startswith(b'PK'):
-      yield from _of_npz(shape, stream, 'standard input')
+      yield from _of_npz(run.image_shape, stream, 'standard input')
     else:
-      yield file, photograph.read(stream, shape, 'standard input')
+      yield file, read(stream, 'standard input')
   elif os.path.isdir(file):
     def unreadable(error: OSError) -> None:
       _tell(DataError(f'{error.filename} cannot be read: {error.strerror}.'), failed)
@@ -118,7 +119,7 @@ def _of_file(shape: tuple[int, int, int], file: str,
     for path in sorted(found):
       try:
         with _opened(path) as opened:
-          image = photograph.read(opened, shape, path)
+          image = read(opened, path)
       except DataError as error:
         _tell(error, failed)
         continue
@@ -126,9 +127,9 @@ def _of_file(shape: tuple[int, int, int], file: str,
   else:
     with _opened(file) as opened:
       if file.endswith('.npz'):
-        yield from _of_npz(shape, opened, file)
+        yield from _of_npz(run.image_shape, opened, file)
       else:
-        yield file, photograph.read(opened, shape, file)
+        yield file, read(opened, file)
 
 
 def _opened(file: str) -> Any:

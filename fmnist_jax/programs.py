@@ -54,10 +54,20 @@ class Programs:
   """
 
   def __init__(self, config: config_lib.Config, mesh: Mesh, image_shape: tuple[int, int, int],
-               num_classes: int, train_examples: int):
-    """Args: `train_examples` is the size of the training set, which gives steps per epoch."""
+               num_classes: int, train_examples: int, class_counts: np.ndarray | None = None):
+    """Prepares; nothing is compiled yet.
+
+    Args:
+      config: with nothing left to 'auto'.
+      mesh: what to run on.
+      image_shape: (H, W, C).
+      num_classes: K.
+      train_examples: the size of the training set, which gives steps per epoch.
+      class_counts: how many of them are of each class, int [K]; None: nothing is to be trained.
+    """
     self.config, self.mesh = config, mesh
     self.image_shape, self.num_classes = image_shape, num_classes
+    self.class_counts = class_counts
     self.train_examples = train_examples
     self.horizon = Horizon(train_examples // config.data.batch_size, config.train.epochs)
     if self.horizon.steps >= 2**31:  # Steps are counted in 32 bits.
@@ -152,6 +162,7 @@ class Programs:
     config = config_lib.replace(self.config, hyper)
     apply, tx = self.freezing.apply(self._module(config)), self._optimizer(config)
     split = sharding.by_example(self.mesh)
+    loss = config.loss.weighed(self.class_counts)
 
     def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
       state, sums = carry
@@ -168,7 +179,7 @@ class Programs:
       batch, targets = data.augment(config.data.augment, state.step_key(step.AUGMENT), batch,
                                     targets)
       after, new = step.train_step(state, self._input(batch), targets, apply=apply, tx=tx,
-                                   loss=config.loss, ema_decay=config.train.ema_decay)
+                                   loss=loss, ema_decay=config.train.ema_decay)
       return self.freezing.kept(state, after), sums + new
 
     return jax.lax.fori_loop(start, stop, body, (state, sums))

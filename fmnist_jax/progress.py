@@ -87,6 +87,17 @@ def epoch_line(record: Mapping[str, Any], epochs: int, best: bool) -> str:
   return text + ('  best' if best else '')
 
 
+def bar(total: int, what: str) -> tqdm:
+  """A bar for work before training, on a terminal; nothing elsewhere.
+
+  Args:
+    total: how many steps there are; `update` tells of some.
+    what: is done, in words.
+  """
+  return tqdm(total=total, desc=what, file=sys.stderr, leave=False, dynamic_ncols=True,
+              disable=None, bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left')
+
+
 class Console:
   """A progress bar on a terminal, one line an epoch elsewhere; silent but in process 0.
 

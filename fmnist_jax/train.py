@@ -114,6 +114,7 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
     config, directory, dataset = load(config, directory)
   else:
     dataset = data.deal(config.data, dataset)
+  config = _as_suits(config, dataset)
   parts.check(config, dataset.image_shape, dataset.num_classes,
               Horizon(len(dataset.train) // config.data.batch_size, config.train.epochs))
   mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
@@ -121,6 +122,16 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
   resident = data.is_resident(config.data.residency, dataset.train_bytes)
   config = resolve(config, sharding.platform(mesh), resident, mesh.size)
   return config, directory, dataset, mesh
+
+
+def _as_suits(config: config_lib.Config, dataset: data.Dataset) -> config_lib.Config:
+  """The config without what would make images of no class, such as mirrored digits."""
+  if dataset.mirrored_alike:
+    return config
+  augment = tuple(one.unmirrored() for one in config.data.augment)
+  if augment != config.data.augment:
+    logging.info('Images of %s are not mirrored: they would be of no class.', dataset.name)
+  return config_lib.replace(config, {'data.augment': augment})
 
 
 def load(config: config_lib.Config,

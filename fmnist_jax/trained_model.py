@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from fmnist_jax.errors import CheckpointError, DataError
 from fmnist_jax.programs import Programs, hyper_arrays
 from fmnist_jax.storage import files, readback, workdir
 from fmnist_jax.storage.checkpoint import Checkpoints
+
+T = TypeVar('T')
 
 
 class TrainedModel:
@@ -36,12 +39,7 @@ class TrainedModel:
     self.workdir = directory
     self.config = config
     checkpoints = Checkpoints(directory / 'checkpoints', readback.PROGRESS)
-    latest = checkpoints.latest_good()
-    if latest is None:
-      raise CheckpointError(f'{directory} has no checkpoint yet; train it first.')
-    self.step = choose(checkpoints, checkpoint, latest)
-    self.progress = checkpoints.progress(latest)
-    described = self.progress['data']
+    described = _latest(checkpoints)[1]['data']
     self.class_names = tuple(described['class_names'])
     self.image_shape = tuple(described['image_shape'])
     if len(self.image_shape) != 3 or len(self.class_names) < 2:
@@ -55,9 +53,13 @@ class TrainedModel:
                              described['train_examples'])
     like = jax.eval_shape(self.programs.init, jax.ShapeDtypeStruct((), np.int32),
                           hyper_arrays(config))
-    restored, _ = checkpoints.restore(
-        self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
-    self.state = restored['state']
+    def read() -> None:
+      latest, self.progress = _latest(checkpoints)
+      self.step = choose(checkpoints, checkpoint, latest, self.progress)
+      restored, _ = checkpoints.restore(
+          self.step, {'state': like, 'sums': jax.eval_shape(step.Sums.zero)})
+      self.state = restored['state']
+    _again(checkpoints, read)
     self.variables = sharding.put(self.state.variables(), sharding.replicated(mesh))
 
   @property
@@ -132,7 +134,34 @@ def check_images(images: Any, image_shape: tuple[int, ...]) -> np.ndarray:
   return array.astype(np.float32)
 
 
-def choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
+def _again(checkpoints: Checkpoints, read: Callable[[], T]) -> T:
+  """What is read beside a trainer at work, which removes its older checkpoints meanwhile."""
+  for _ in range(20):
+    before = checkpoints.steps()
+    try:
+      return read()
+    except CheckpointError:
+      if checkpoints.steps() == before:
+        raise
+  raise CheckpointError(f'The checkpoints in {checkpoints.directory} change faster than they can '
+                        'be read; wait for the run, or name another step.')
+
+
+def _latest(checkpoints: Checkpoints) -> tuple[int, dict[str, Any]]:
+  """Step and progress of the newest checkpoint."""
+  def read() -> tuple[int, dict[str, Any]]:
+    steps = checkpoints.steps()
+    latest = checkpoints.latest_good()
+    if steps and latest != steps[-1] and checkpoints.steps() != steps:
+      raise CheckpointError('It was removed while it was read.')
+    if latest is None:
+      raise CheckpointError(f'{checkpoints.directory.parent} has no checkpoint yet; train it '
+                            'first.')
+    return latest, checkpoints.progress(latest)
+  return _again(checkpoints, read)
+
+
+def choose(checkpoints: Checkpoints, which: str, latest: int, progress: dict[str, Any]) -> int:
   """The step of the checkpoint called 'best', 'latest' or by its step.
 
   Raises:
@@ -141,7 +170,7 @@ def choose(checkpoints: Checkpoints, which: str, latest: int) -> int:
   if which == 'latest':
     return latest
   if which == 'best':
-    wanted = checkpoints.progress(latest)['best_step']
+    wanted = progress['best_step']
   elif which.isdecimal() and len(which) < 20:
     wanted = int(which)
   else:
@@ -163,14 +192,4 @@ def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> Trained
     UserError: when there is no such run or checkpoint, or it is damaged.
   """
   directory = pathlib.Path(directory)
-  config = workdir.read_config(directory)
-  checkpoints = Checkpoints(directory / 'checkpoints')
-  for _ in range(20):
-    before = checkpoints.steps()
-    try:
-      return TrainedModel(directory, config, checkpoint)
-    except CheckpointError:
-      if checkpoints.steps() == before:  # Else a trainer at work has removed what was read.
-        raise
-  raise CheckpointError(f'The checkpoints of {directory} change faster than they can be read; '
-                        'wait for the run, or name another step.')
+  return TrainedModel(directory, workdir.read_config(directory), checkpoint)

@@ -408,12 +408,13 @@ class Trainer:
     self.restore_best()
     probabilities, seconds = self.predict(self.state)
     results = self.write(self.workdir, self.config, self.progress, probabilities, seconds,
-                         with_report=with_report)
+                         self.state.variables(), with_report=with_report)
     if with_report:
       self.console.say(report.classification_table(results))
-    page = f'; report: {self.workdir.path / "report" / "report.html"}' if with_report else ''
+    page = self.workdir.path / 'report' / 'report.html'
+    shown = f'; report: {page}' if with_report and page.exists() else ''
     self.console.say(f'{self.config.evaluate.split} accuracy {results["accuracy"]:.2%}, loss '
-                     f'{results["loss"]:.4f}, of epoch {results["best_epoch"]}{page}')
+                     f'{results["loss"]:.4f}, of epoch {results["best_epoch"]}{shown}')
     return results
 
   def predict(self, state: step.TrainState) -> tuple[np.ndarray, dict[str, float]]:
@@ -431,7 +432,7 @@ class Trainer:
         'evaluate': time.perf_counter() - began - (programs.paused_seconds - paused)}
 
   def write(self, directory: Workdir, config: config_lib.Config, progress: Progress,
-            probabilities: np.ndarray, seconds: Mapping[str, float], *,
+            probabilities: np.ndarray, seconds: Mapping[str, float], variables: Any, *,
             with_report: bool) -> dict[str, Any]:
     """Writes what a run leaves behind; returns the contents of results.json.
 
@@ -441,6 +442,7 @@ class Trainer:
       progress: of the run.
       probabilities: float32 [N, K], of the split to evaluate.
       seconds: by phase.
+      variables: of the module, that gave them.
       with_report: whether to write report/ too.
     """
     dataset = self.equipment.dataset
@@ -451,7 +453,7 @@ class Trainer:
         progress=dataclasses.asdict(progress), train=config.train, seconds=seconds,
         mesh=self.equipment.mesh)
     processes.of_primary(lambda: evaluation.write(
-        directory, config, dataset, results, probabilities, with_report=with_report))
+        directory, config, dataset, results, probabilities, variables, with_report=with_report))
     return results
 
 

@@ -90,7 +90,7 @@ def _read(config: config_lib.Config,
   latest = checkpoints.latest_good()
   if latest is None:
     raise CheckpointError(f'train.init_from is {named}, where there is no run with a checkpoint.')
-  best = choose(checkpoints, 'best', latest)
+  best = choose(checkpoints, 'best', latest, checkpoints.progress(latest))
   before = checkpoints.progress(best)['data']['class_names']
   here = _shapes(config.model, dataset.image_shape, dataset.num_classes)
   head = set() if before == list(dataset.class_names) else _head(config.model, dataset, here)

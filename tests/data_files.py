@@ -6,13 +6,13 @@ import hashlib
 
 import numpy as np
 
-from fmnist_jax.data import idx, sources
+from fmnist_jax.data import formats, idx, sources
 
 EXAMPLES = (60, 20)
 
 
 def arrays(seed):
-  """Four arrays like those of `sources.FILES`, small; every class is there."""
+  """Four arrays like those of `formats.FILES`, small; every class is there."""
   random = np.random.default_rng(seed)
   result = []
   for examples in EXAMPLES:
@@ -29,7 +29,7 @@ def packed(array):
 def write(folder, some_arrays, pack=packed, suffix='.gz'):
   """Writes the four files into a folder, which is made; returns it."""
   folder.mkdir(parents=True, exist_ok=True)
-  for file, array in zip(sources.FILES, some_arrays):
+  for file, array in zip(formats.FILES, some_arrays):
     (folder / f'{file}{suffix}').write_bytes(pack(array))
   return folder
 
@@ -45,7 +45,7 @@ def publish(monkeypatch, tmp_path):
     published[name] = arrays(seed)
     files = [packed(array) for array in published[name]]
     monkeypatch.setitem(sources.ORIGINALS, name, dataclasses.replace(
-        sources.ORIGINALS[name], examples=EXAMPLES, mirrors=(),
+        sources.ORIGINALS[name], mirrors=(),
         sha256=tuple(idx.sha256(array) for array in published[name]),
         packed_sha256=tuple(hashlib.sha256(file).hexdigest() for file in files),
         packed_bytes=tuple(len(file) for file in files)))

@@ -44,7 +44,10 @@ def test_header_is_the_published_one():
 
 def test_sha256_is_that_of_the_unpacked_file():
   assert idx.sha256(IMAGES) == hashlib.sha256(encoded()).hexdigest()
-  assert idx.sha256(IMAGES.astype(np.int32)) == idx.sha256(IMAGES)
+  assert idx.sha256(IMAGES[..., None]) == idx.sha256(IMAGES)  # Grey ones.
+  assert idx.sha256(idx.labels_array(np.array([3, 255]))) == idx.sha256(np.uint8([3, 255]))
+  of_many = bytes.fromhex('00000c01 00000002 00000003 00000100')
+  assert idx.sha256(idx.labels_array(np.array([3, 256]))) == hashlib.sha256(of_many).hexdigest()
   assert idx.sha256(IMAGES.reshape(3, 20)) != idx.sha256(IMAGES)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from fmnist_jax import data
 from fmnist_jax.config import Data
-from fmnist_jax.data import npz, pipeline, prepared, splits
+from fmnist_jax.data import kept, npz, pipeline, splits
 from fmnist_jax.data.dataset import MemorySource, Split
 from fmnist_jax.errors import DataError
 
@@ -34,10 +34,8 @@ def images_of(split):
 
 # Loading.
 
-@pytest.mark.parametrize('residency', ['auto', 'streamed'])
-def test_splits_are_disjoint_whole_and_balanced(residency):
-  dataset = data.load(synthetic(residency=residency))
-  assert isinstance(dataset.train._source, MemorySource) == (residency == 'auto')
+def test_splits_are_disjoint_whole_and_balanced():
+  dataset = data.load(synthetic())
   assert dataset.synthetic and dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10
   train, validation, test = (images_of(split) for split in
                              (dataset.train, dataset.validation, dataset.test))
@@ -52,14 +50,6 @@ def test_splits_are_disjoint_whole_and_balanced(residency):
     np.testing.assert_array_equal(split.labels, labels)
 
 
-def test_resident_and_streamed_are_the_same_data():
-  one, two = (data.load(synthetic(residency=r)) for r in ('resident', 'streamed'))
-  for name in ('train', 'validation', 'clean_train', 'test'):
-    for a, b in zip(getattr(one, name).arrays(), getattr(two, name).arrays()):
-      np.testing.assert_array_equal(a, b)
-  assert one.sha256 == two.sha256
-
-
 def test_published_data_comes_with_its_hashes(published, tmp_path):
   folder = data_files.write(tmp_path / 'mine', published['fashion_mnist'])
   dataset = data.load(Data(data_dir=str(folder), validation_examples=10, batch_size=8))
@@ -71,9 +61,9 @@ def test_published_data_comes_with_its_hashes(published, tmp_path):
 
 def test_test_data_is_read_only_when_asked_for(monkeypatch):
   opened = []
-  real = prepared.Prepared.open
-  monkeypatch.setattr(prepared.Prepared, 'open', lambda self, split, in_memory: (
-      opened.append(split), real(self, split, in_memory))[1])
+  real = kept.Kept.open
+  monkeypatch.setattr(kept.Kept, 'open',
+                      lambda self, split: (opened.append(split), real(self, split))[1])
   dataset = data.load(synthetic())
   assert opened == ['train']
   assert dataset.test is dataset.test
@@ -138,6 +128,33 @@ def test_balanced_does_not_use_up_a_rare_class():
   assert len(splits.balanced(labels, 1000, splits.VALIDATION)) == 1000
 
 
+def test_balanced_leaves_each_class_an_example():
+  labels = np.array([0] * 50 + [1] * 2 + [2])
+  given = np.bincount(labels[splits.balanced(labels, 30, splits.VALIDATION)], minlength=3)
+  np.testing.assert_array_equal(given, [29, 1, 0])
+  assert len(splits.balanced(labels, 53, splits.CLEAN_TRAIN)) == 53  # All that are wanted.
+
+
+def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
+  sizes = [400, 30, 4, 1]
+  images = np.zeros((sum(sizes), 4, 4), np.uint8)
+  path = own(tmp_path, images=images, labels=np.repeat(np.arange(4), sizes),
+             test_images=images[:4], test_labels=np.arange(4),
+             class_names=np.array(['cat', 'dog', 'lynx', 'yeti']))
+  dataset = load_own(path, validation_examples=60)
+  np.testing.assert_array_equal(np.bincount(dataset.validation.labels, minlength=4),
+                                [49, 9, 2, 0])
+  np.testing.assert_array_equal(np.bincount(dataset.train.labels), [351, 21, 2, 1])
+  assert caplog.messages == [f"2 of the 4 classes of {path} have fewer than 5 validation examples: "
+                             "'lynx' (2), 'yeti' (0)."]
+  caplog.clear()
+  load_own(path, validation_examples=60, train_examples=430)
+  assert "2 of the 4 classes" in caplog.messages[0] and 'than 1 training' in caplog.messages[0]
+  caplog.clear()
+  data.load(synthetic(validation_examples=20))  # Two of each class, as many as were asked for.
+  assert not caplog.messages
+
+
 def test_balanced_never_changes():
   # Runs on other machines and later versions must hold out the same images.
   labels = np.arange(60_000) % 10
@@ -200,7 +217,7 @@ def split_of(n):
 
 
 def threads():
-  return [thread for thread in threading.enumerate() if thread.name == 'prefetch']
+  return [thread for thread in threading.enumerate() if thread.name.startswith('prefetch')]
 
 
 @pytest.mark.parametrize('start', [0, 1, 4, 5, 9, 10])
@@ -217,7 +234,7 @@ def test_streamed_batches_are_the_same_in_the_same_order(start, size):
       assert images.shape == (steps, 5, 2, 3, 1) and images.dtype == np.uint8
       at += steps
       ends.append(at)
-  assert at == 10
+  assert at == 10 and start not in ends
   # Wherever one begins, chunks end at the same steps.
   assert all(end % size == 0 or end == 10 for end in ends)
   assert not threads()

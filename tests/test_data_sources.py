@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gzip
 import http.server
+import importlib.util
 import os
 import pathlib
 import socket
@@ -14,7 +15,7 @@ import data_files
 import numpy as np
 import pytest
 
-from fmnist_jax.data import download, idx, sources
+from fmnist_jax.data import download, formats, idx, sources
 from fmnist_jax.errors import DataError
 
 
@@ -39,12 +40,27 @@ def test_the_published_hashes_are_right_where_the_files_are():
 
 
 def test_published_names_and_hashes_are_of_the_right_form():
-  assert [original.folder for original in sources.ORIGINALS.values()] == ['fashion-mnist', 'mnist']
+  assert [original.folder for original in sources.ORIGINALS.values()] == [
+      'fashion-mnist', 'mnist', 'kmnist', 'cifar10', 'cifar100', 'emnist', 'emnist']
   for original in sources.ORIGINALS.values():
     for value in original.sha256 + original.packed_sha256:
       assert len(value) == 64 and set(value) <= set('0123456789abcdef')
-    assert len(set(original.sha256 + original.packed_sha256)) == 8
-    assert len(original.class_names) == 10
+    count = len(original.files)
+    assert len(original.packed_sha256) == len(original.packed_bytes) == count
+    assert len(original.sha256) in (0, 4)
+    assert len(set(original.sha256 + original.packed_sha256)) == count + len(original.sha256)
+  assert [len(original.class_names) for original in sources.ORIGINALS.values()] == [
+      10, 10, 10, 10, 100, 26, 47]
+
+
+def test_published_hashes_are_those_that_tfds_knows():
+  folder = pathlib.Path(importlib.util.find_spec('tensorflow_datasets').origin).parent
+  text = ''.join((folder / 'url_checksums' / f'{name}.txt').read_text() for name in (
+      'cifar10', 'cifar100', 'emnist', 'fashion_mnist', 'kmnist'))
+  for name, original in sources.ORIGINALS.items():
+    if name != 'mnist':
+      for size, sha256 in zip(original.packed_bytes, original.packed_sha256):
+        assert f'\t{size}\t{sha256}\t' in text
 
 
 @pytest.mark.parametrize('place', ['.', 'fashion-mnist', 'FashionMNIST/raw'])
@@ -76,7 +92,7 @@ def test_the_environment_need_not_hold_the_digits(published, monkeypatch, tmp_pa
   monkeypatch.setenv(sources.ENVIRONMENT, str(folder))
   assert sources.named('mnist', '') is None
   data_files.write(folder / 'mnist', published['mnist'])
-  assert sources.named('mnist', '').paths[0] == str(folder / 'mnist' / f'{sources.FILES[0]}.gz')
+  assert sources.named('mnist', '').paths[0] == str(folder / 'mnist' / f'{formats.FILES[0]}.gz')
   with pytest.raises(DataError, match='Fashion-MNIST, not MNIST'):
     data_files.write(tmp_path / 'only', published['fashion_mnist'])
     sources.named('mnist', str(tmp_path / 'only'))
@@ -91,7 +107,7 @@ def test_digits_in_place_of_garments_are_called_by_name(published, tmp_path):
 def test_one_wrong_file_of_four_is_told(published, tmp_path):
   arrays = published['fashion_mnist']
   folder = data_files.write(tmp_path / 'mine', arrays)
-  name = f'{sources.FILES[2]}.gz'
+  name = f'{formats.FILES[2]}.gz'
   good = (folder / name).read_bytes()
   for content, told in ((good[:-9], 'truncated'), (b'', 'ends after 0'),
                         (data_files.packed(arrays[2][::-1]), 'not the published'),
@@ -206,7 +222,7 @@ def mirrors(published, monkeypatch):
   for variable in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
     monkeypatch.delenv(variable, raising=False)
   files = {f'{name}.gz': data_files.packed(array)
-           for name, array in zip(sources.FILES, published['fashion_mnist'])}
+           for name, array in zip(formats.FILES, published['fashion_mnist'])}
   servers = [Server(dict(files)), Server(dict(files))]
   monkeypatch.setitem(sources.ORIGINALS, 'fashion_mnist', dataclasses.replace(
       sources.ORIGINALS['fashion_mnist'], mirrors=tuple(server.address for server in servers)))
@@ -219,7 +235,7 @@ def downloaded(published):
   files = sources.obtain('fashion_mnist')
   np.testing.assert_array_equal(files.arrays('train')[0][..., 0], published['fashion_mnist'][0])
   folder = pathlib.Path(files.paths[0]).parent
-  assert sorted(os.listdir(folder)) == ['.lock', *sorted(f'{name}.gz' for name in sources.FILES)]
+  assert sorted(os.listdir(folder)) == ['.lock', *sorted(f'{name}.gz' for name in formats.FILES)]
 
 
 def test_downloads_once(published, mirrors):
@@ -237,7 +253,7 @@ def test_the_next_mirror_takes_over(published, mirrors):
 
 
 def test_a_mirror_with_other_content_is_not_believed(published, mirrors):
-  name = f'{sources.FILES[0]}.gz'
+  name = f'{formats.FILES[0]}.gz'
   content = mirrors[0].files[name]
   mirrors[0].files[name] = content[::-1]
   downloaded(published)
@@ -250,7 +266,7 @@ def test_a_broken_download_goes_on(published, mirrors, ranges):
   mirrors[0].cut_at = 20_000
   downloaded(published)
   if ranges:
-    assert (f'{sources.FILES[0]}.gz', 'bytes=20000-') in mirrors[0].requests
+    assert (f'{formats.FILES[0]}.gz', 'bytes=20000-') in mirrors[0].requests
     assert not mirrors[1].requests
   else:
     assert mirrors[1].requests
@@ -266,10 +282,10 @@ def test_a_trickle_is_given_up(published, mirrors, monkeypatch):
 def test_what_an_earlier_process_left_is_continued_or_dropped(published, mirrors):
   folder = sources.download_folder(sources.ORIGINALS['fashion_mnist'])
   folder.mkdir(parents=True)
-  good, bad = (f'{name}.gz' for name in sources.FILES[:2])
+  good, bad = (f'{name}.gz' for name in formats.FILES[:2])
   (folder / f'{good}.part').write_bytes(mirrors[0].files[good][:777])
   (folder / f'{bad}.part').write_bytes(b'junk')
-  (folder / f'{sources.FILES[2]}.gz').write_bytes(b'damaged')
+  (folder / f'{formats.FILES[2]}.gz').write_bytes(b'damaged')
   downloaded(published)
   assert mirrors[0].requests[0] == (good, 'bytes=777-')
   assert mirrors[0].requests[1:3] == [(bad, 'bytes=4-'), (bad, None)]

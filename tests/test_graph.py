@@ -96,8 +96,25 @@ class Blind(nn.Module):
     return nn.Dense(10)(jnp.ones((len(images), 4)))
 
 
+class Placed(nn.Module):
+  """A sum that differs from pixel to pixel: an addition, but none of those that layers do."""
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = images + jnp.arange(28.0).reshape(1, 28, 1, 1)
+    return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Looped(nn.Module):
+  @nn.compact
+  def __call__(self, images, *, train):
+    x = jax.lax.fori_loop(0, 3, lambda i, x: x * 0.5 + 1, images)
+    return nn.Dense(10)(x.reshape(len(x), -1))
+
+
 @pytest.mark.parametrize(('model', 'message'), [
-    (Odd(), r'test_graph:Odd has an operation .* \(sort, with 784 as the result for an image\)'),
+    (Odd(), r'test_graph:Odd has .* \(lax\.sort, with 784 as the result for an image\)'),
+    (Placed(), r'\(lax\.add, with 28x28x1 as'), (Looped(), r'\(lax\.(scan|while), with'),
     (Blind(), 'test_graph:Blind gives the same for all images')])
 def test_what_no_layer_stands_for_is_told_in_a_sentence(model, message):
   _, variables = made(model, (28, 28, 1))

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -14,10 +15,17 @@ import pytest
 import test_main
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, report, train
+from fmnist_jax import data, machine, processes, report, train
 from fmnist_jax.data import sources
-from fmnist_jax.errors import BackendError, ConfigError, DataError, UserError, WorkdirError
-from fmnist_jax.storage import files, readback
+from fmnist_jax.errors import (
+  BackendError,
+  CheckpointError,
+  ConfigError,
+  DataError,
+  UserError,
+  WorkdirError,
+)
+from fmnist_jax.storage import files, manifest, readback
 from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.storage.workdir import History, Workdir
 
@@ -169,6 +177,24 @@ def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(tmp_path):
   assert code == 0, err
 
 
+@pytest.mark.parametrize('change', [
+    lambda record: record['members'].update(b={'epoch': 2, 'clean_train_loss': 'low'}),
+    lambda record: record['members']['a'].pop('epoch'),
+    lambda record: record.update(members=['a'])])
+def test_a_wrong_key_in_the_history_of_a_group(tmp_path, change):
+  history = History(tmp_path / 'm.jsonl')
+  own = {'step': 5, 'clean_train_loss': 0.5, 'clean_train_accuracy': 0.5}
+  records = [{'step': n, 'members': {name: {**own, 'epoch': n} for name in 'ab'}} for n in (1, 2)]
+  history.replace(records)
+  history.rewind(2, 2)
+  change(records[1])
+  history.replace(records)
+  before = content(tmp_path)
+  with pytest.raises(CheckpointError, match='damaged'):
+    History(tmp_path / 'm.jsonl').rewind(2, 2)
+  assert content(tmp_path) == before
+
+
 # Names.
 
 def test_names_that_a_terminal_would_obey_or_nobody_could_tell_apart(tmp_path):
@@ -199,6 +225,28 @@ def test_predictions_are_never_packed(tmp_path):
   np.savez_compressed(tmp_path / 'p.npz', labels=np.zeros(10**6))
   with (open(tmp_path / 'p.npz', 'rb') as file, pytest.raises(ValueError, match='packed')):
     readback.arrays(file, ['labels'], packed=False)
+
+
+@pytest.mark.parametrize('lie', ['pieces', 'list'])
+def test_a_checkpoint_that_claims_much(tmp_path, lie):
+  import tensorstore
+  like = {'w': np.zeros(4, np.float32)}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, like, {})
+  checkpoints.close()
+  folder = tmp_path / '1'
+  if lie == 'list':
+    with open(folder / 'state' / '_METADATA', 'r+b') as file:
+      file.truncate(2**29)  # Without a byte more on the disk.
+  else:
+    store = tensorstore.KvStore.open(
+        {'driver': 'ocdbt', 'base': f'file://{folder}/state/'}).result()
+    form = json.loads(store.read(b'w/.zarray').result().value)
+    store.write(b'w/.zarray', json.dumps({**form, 'chunks': [10**9]})).result()
+  (folder / manifest.NAME).unlink()
+  manifest.write(folder, 1)
+  with pytest.raises(CheckpointError, match=r'damaged: its .* larger than'):
+    Checkpoints(tmp_path).restore(1, like)
 
 
 def test_json_is_bounded(tmp_path):
@@ -307,6 +355,25 @@ def test_a_workdir_without_a_name_of_its_own(tmp_path, monkeypatch):
     train.load(config, pathlib.Path('/'))
 
 
+# The network.
+
+def test_a_port_that_is_taken_is_told_before_anything_starts():
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    port = taken.getsockname()[1]
+    with pytest.raises(BackendError, match=f'localhost:{port} cannot be listened on'):
+      processes.start(f'localhost:{port}', 2, 0)
+
+
+def test_other_versions_are_told(monkeypatch):
+  here = {name: machine.versions()[name] for name in ('fmnist_jax', 'jax', 'jaxlib')}
+  monkeypatch.setattr(processes, '_exchange',
+                      lambda text, sources: [json.dumps({**here, 'jax': '0.11.2'})])
+  with pytest.raises(BackendError, match=f'jax 0.11.2 and {here["jax"]}'):
+    processes._check_versions()
+
+
 # Reports stay small.
 
 @pytest.mark.slow
@@ -326,6 +393,6 @@ def test_a_report_is_bounded_whatever_the_data(tmp_path, classes, shape):
              'seconds': {'data': 0.0, 'compile': 0.0, 'train': 0.0, 'evaluate': 0.0}}
   report.write(tmp_path, history=[record], results=results, probabilities=probabilities,
                labels=labels, images=images, train_images=images[:1000], train_labels=labels,
-               class_names=names, config={'model': {'type': 'MLP'}})
+               class_names=names, config={'model': {'type': 'MLP'}}, network='There is none.')
   assert (tmp_path / 'report' / 'report.html').stat().st_size < 4e6
   assert sum(path.stat().st_size for path in (tmp_path / 'report').iterdir()) < 10e6

@@ -106,6 +106,10 @@ def test_summary_agrees_with_scikit_learn(drawn):
   assert summary['examples'] == len(labels)
   assert summary['accuracy'] == pytest.approx(sklearn.metrics.accuracy_score(labels, guesses),
                                               abs=1e-12)
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', message='.*(y_pred|classes).*')  # Classes that do not occur.
+    balanced = sklearn.metrics.balanced_accuracy_score(labels, guesses)
+  assert summary['balanced_accuracy'] == pytest.approx(balanced, abs=1e-12)
   macro_f1 = sklearn.metrics.f1_score(labels, guesses, labels=classes, average='macro',
                                       zero_division=0)
   assert summary['macro_f1'] == pytest.approx(macro_f1, abs=1e-12)

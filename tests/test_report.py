@@ -49,7 +49,8 @@ def arguments(names=('shirt', 'coat', 'bag'), *, epochs=3, validation=True, perf
       'images': random.integers(0, 256, (count, 8, 8, channels), np.uint8),
       'train_images': random.integers(0, 256, (30, 8, 8, channels), np.uint8),
       'train_labels': np.arange(90, dtype=np.uint8) % len(names),
-      'class_names': names, 'config': config.to_json(config.Config())}
+      'class_names': names, 'config': config.to_json(config.Config()),
+      'network': 'It is <made up>.'}
 
 
 class Page(html.parser.HTMLParser):
@@ -241,6 +242,22 @@ def test_bars_are_ordered_by_f1_and_counts_by_class():
   axes, = pictures.class_distribution(labels, ('coat', 'bag'), canvas.LIGHT).axes
   widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
   assert widths == {'train (4)': [75, 25], 'test (1)': [0, 100]}
+
+
+def test_many_classes_are_drawn_by_size():
+  sizes = np.array([3, 1000, 20] + [2] * 297)
+  labels = {'train': np.repeat(np.arange(300), sizes), 'test': np.repeat([1, 2], [70, 5])}
+  with canvas.drawing():
+    figure = pictures.class_distribution(labels, [f'n{i}' for i in range(300)], canvas.LIGHT)
+    canvas.png(figure)
+  axes, = figure.axes
+  curves = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+  assert curves == {'train (1,617)': [1000, 20, 3] + [2] * 297, 'test (75)': [70, 5] + [0] * 298}
+  assert axes.get_xlabel() == 'classes by size, from n1 to n299'
+  assert axes.get_ylim()[0] < 0 < 1000 < axes.get_ylim()[1]  # Nought is seen, too.
+  for text in (axes.yaxis.label, *axes.get_yticklabels(), *figure.legends[0].get_texts()):
+    box = text.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
 
 
 @pytest.mark.parametrize('share, text', [(0, '0.0%'), (0.123, '12.3%'), (0.99949, '99.9%'),

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import threading
 import types
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_compiling_is_not_booked_as_training(monkeypatch):
 def test_results_and_history_have_the_promised_fields(finished):
   directory, found = finished
   assert set(found) == {
-      'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'loss', 'macro_f1',
+      'dataset', 'synthetic', 'split', 'examples', 'accuracy', 'balanced_accuracy', 'loss',
+      'macro_f1',
       'expected_calibration_error', 'confusion_matrix', 'per_class', 'parameters', 'best_epoch',
       'best_validation_accuracy', 'epochs', 'seed', 'seconds', 'data_sha256', 'versions', 'device',
       'precision', 'operations'}
@@ -343,3 +345,28 @@ def test_a_run_on_a_disk_that_cannot_be_written_can_be_loaded_and_not_gone_on_wi
       fmnist_jax.evaluate_run(disk / 'run')
   finally:
     subprocess.run(['umount', disk], check=True)
+
+
+def test_a_model_is_loaded_while_checkpoints_come_and_go(finished, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(finished[0], run)
+  folder, stop = run / 'checkpoints', threading.Event()
+
+  def save():
+    while not stop.wait(0.1):
+      steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+      shutil.copytree(folder / str(steps[-1]), folder / '.new')
+      (folder / '.new' / manifest.NAME).unlink()
+      manifest.write(folder / '.new', steps[-1] + 1)
+      (folder / '.new').rename(folder / str(steps[-1] + 1))
+      (folder / str(steps[-1])).rename(folder / '.trash')
+      shutil.rmtree(folder / '.trash')
+
+  trainer = threading.Thread(target=save)
+  trainer.start()
+  try:
+    found = [fmnist_jax.load_run(run, 'latest').step for _ in range(5)]
+  finally:
+    stop.set()
+    trainer.join()
+  assert found == sorted(found)

@@ -8,8 +8,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmnist_jax import step
+from fmnist_jax import sharding, step
+from fmnist_jax.config import MLP, SGD, Config, Constant, Data, Train
 from fmnist_jax.losses import CrossEntropy
+from fmnist_jax.programs import Programs
 
 
 class Linear(nn.Module):
@@ -57,6 +59,57 @@ def test_cross_entropy_by_hand():
   np.testing.assert_allclose(CrossEntropy(label_smoothing=0.1)(logits, targets), smooth, rtol=1e-6)
   np.testing.assert_array_equal(CrossEntropy()(logits, targets),
                                 step.cross_entropy(logits, targets))
+
+
+def test_balanced_weights_make_classes_count_the_same():
+  random = np.random.default_rng(0)
+  logits = random.normal(size=(6, 3)).astype(np.float32)
+  labels = np.array([0, 0, 0, 0, 1, 2])
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  weights = 6 / (3 * np.array([4, 1, 1]))
+  targets = np.eye(3, dtype=np.float32)[labels]
+  loss = CrossEntropy(class_weights='balanced')
+  found = loss.weighed(np.bincount(labels))(logits, targets)
+  np.testing.assert_allclose(found, -weights[labels] * log_p[range(6), labels], rtol=1e-6)
+  means = [-log_p[labels == k, k].mean() for k in range(3)]
+  assert np.mean(found) == pytest.approx(np.mean(means), rel=1e-6)
+  # Smoothing gives other classes their part, each with its own weight, as PyTorch has it.
+  smooth = CrossEntropy(class_weights='balanced', label_smoothing=0.3)
+  np.testing.assert_allclose(smooth.weighed(np.bincount(labels))(logits, targets), -np.sum(
+      (0.7 * targets + 0.1) * weights * log_p, 1), rtol=1e-6)
+  plain = CrossEntropy()
+  assert plain.weighed(np.bincount(labels)) is plain
+  # A class without an example, in a set that was cut short.
+  assert np.isfinite(loss.weighed(np.array([5, 1, 0]))(logits, targets)).all()
+
+
+def test_a_run_weighs_classes_by_its_training_set():
+  labels = np.array([0] * 6 + [1] * 2, np.int32)
+  images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
+  def trained(class_weights):
+    config = Config(
+        data=Data(batch_size=8), model=MLP(hidden=()),
+        optim=SGD(learning_rate=0.5, momentum=0, schedule=Constant()),
+        loss=CrossEntropy(class_weights=class_weights),
+        train=Train(epochs=1, precision='float32', operations='native'))
+    programs = Programs(config, sharding.make_mesh(8, 1), (2, 2, 1), 2, 8, np.bincount(labels))
+    state = programs.init(0, {})
+    after, sums = programs.train(state, step.Sums.zero(), {}, jnp.array(images), jnp.array(labels),
+                                 jnp.arange(8).reshape(1, 8), 0, 1)
+    return state.params, after.params, sums
+  before, after, sums = trained('balanced')
+  x = images.reshape(8, 4) / 255.0
+  dense, = before.values()
+  logits = x @ np.asarray(dense['kernel'], float) + np.asarray(dense['bias'], float)
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  weights = np.array([8 / 12, 2])[labels][:, None]
+  gradient = x.T @ ((p - np.eye(2)[labels]) * weights) / 8
+  found, = after.values()
+  np.testing.assert_allclose(found['kernel'], dense['kernel'] - 0.5 * gradient, rtol=1e-5,
+                             atol=1e-6)
+  assert float(sums.loss) == pytest.approx(
+      -(weights[:, 0] * np.log(p[range(8), labels])).sum(), rel=1e-5)
+  assert not np.array_equal(trained('none')[1]['Dense_0']['kernel'], found['kernel'])
 
 
 def test_a_linear_model_learns_by_the_gradient_of_the_mean_loss():

@@ -1,6 +1,6 @@
 """Kills runs, fails system calls, sends signals, breaks what is read; see README.md.
 
-  python experiments/crash/run.py               # all parts, about an hour on two cores
+  python experiments/crash/run.py               # all parts, about two hours on two cores
   python experiments/crash/run.py kill fault    # some of them
   python experiments/crash/run.py --quick       # a trial of minutes; changes nothing here
 
@@ -27,7 +27,7 @@ from fmnist_jax import command, machine
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
-PARTS = ('signal', 'broken', 'edits', 'readers', 'fault', 'kill', 'population')
+PARTS = ('signal', 'broken', 'edits', 'readers', 'claims', 'fault', 'kill', 'population', 'network')
 
 
 def arguments() -> argparse.Namespace:
@@ -81,9 +81,11 @@ def main(interrupt: Interrupt) -> None:
 
 def _try(part: str, campaign: Any, quick: bool) -> None:
   import broken
+  import claims
   import edits
   import faults
   import kills
+  import networks
   import populations
   import readers
   import signals
@@ -96,9 +98,13 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
     edits.edit(campaign, 1 if quick else 5)
   elif part == 'readers':
     readers.read(campaign, 50 if quick else 5_000)
+  elif part == 'claims':
+    claims.read(campaign)
   elif part == 'fault':
     faults.fault(campaign, 8 if quick else 80)
     faults.tmpfs(campaign, 2 if quick else 8)
+  elif part == 'network':
+    networks.disturb(campaign, 1 if quick else 3)
   elif part == 'population':
     populations.kill(campaign, 4 if quick else 50)
   else:

@@ -61,7 +61,7 @@ def unreadable(workdir: pathlib.Path) -> list[str]:
 def leftovers(*folders: pathlib.Path) -> list[str]:
   """Temporary files and folders: what is hidden, but for locks, and what TFDS calls incomplete."""
   return sorted(path.name for folder in folders for path in folder.rglob('*')
-                if (path.name.startswith('.') and path.name != '.lock')
+                if (path.name.startswith('.') and not path.name.endswith('.lock'))
                 or path.name.startswith('incomplete.') or path.name.endswith('.__lock'))
 
 

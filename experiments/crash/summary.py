@@ -10,13 +10,14 @@ from typing import Any
 
 import record
 from campaign import Campaign
+from networks import STRANGERS
 
 
 def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
-                        'edits', 'readers', 'population')}
+                        'edits', 'readers', 'claims', 'population', 'network')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
@@ -24,8 +25,8 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
           'broken': notes['broken'], 'broken run': notes['broken run'], 'edits': notes['edits'],
-          'population': notes['population'],
-          'readers': notes['readers'],
+          'population': notes['population'], 'network': notes['network'],
+          'readers': notes['readers'], 'claims': notes['claims'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
 
@@ -163,6 +164,23 @@ def text(results: dict[str, Any]) -> str:
                  f'{tried:,}', f'{tried - sum(len(note["wrong"]) for note in notes):,}',
                  f'{refused:,} times a sentence, and no byte is changed; else what is read is '
                  'right'])
+  for kinds_of, sees in ((
+      STRANGERS, 'nothing; the run ends with the bits of an undisturbed one'), (
+      ('kill -9 of process 0', 'kill -9 of process 1'),
+      'both end; the same commands go on to the same bits'), (
+      ('a second run on the port',), 'one sentence, exit code 1; the first goes on'), (
+      ('another address of this machine',), 'nobody listens there')):
+    notes = [note for note in results['network'] if note['kind'] in kinds_of]
+    if notes:
+      talked = sum(note['connections'] for note in notes)
+      rows.append([
+          f'two processes on loopback: {", ".join(dict.fromkeys(n["kind"] for n in notes))}'
+          + f' ({talked:,} connections)' * bool(talked), str(len(notes)),
+          str(sum(not note['wrong'] for note in notes)), sees])
+  if results['claims']:
+    rows.append(['a small file that claims much', str(len(results['claims'])),
+                 str(sum(not note['wrong'] for note in results['claims'])),
+                 'a sentence that names the file; exit code 1'])
   readers = results['readers']
   if readers:
     tried = sum(note['tried'] for note in readers)
@@ -217,6 +235,11 @@ def text(results: dict[str, Any]) -> str:
     table = [['broken input', 'tried', 'failed']]
     table += [[note['what'], f'{note["tried"]:,}', f'{note["failed"]:,}'] for note in readers]
     paragraphs += ['### Broken input', record.table(table)]
+  if results['claims']:
+    table = [['a file that claims much', 'on the disk, KiB', 'memory taken, MiB']]
+    table += [[note['what'], f'{note["bytes"] / 2**10:,.0f}', f'{note["grown"] / 2**20:,.0f}']
+              for note in results['claims']]
+    paragraphs += ['### Memory that readers take', record.table(table)]
   wrong = results['wrong']
   paragraphs.append(f'Trials that did not end as promised: {len(wrong)}'
                     + (', listed in [results.json](results.json).' if wrong else '.'))

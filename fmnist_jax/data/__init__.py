@@ -1,4 +1,4 @@
-"""Data: find, verify, prepare, deal out, order, stream, augment."""
+"""Data: find, verify, prepare, decode, deal out, order, stream, augment."""
 
 from fmnist_jax.data.augmentations import (
     Affine,

@@ -40,6 +40,10 @@ class Augmentation(settings.Section):
       Images of the same shape, uint8 or float32 in [0, 1], and targets.
     """
 
+  def unmirrored(self) -> Augmentation:
+    """The same for images of which a mirror shows no class, such as digits; by default itself."""
+    return self
+
 
 def augment(augmentations: Sequence[Augmentation], key: jax.Array, images: jax.Array,
             targets: jax.Array) -> Examples:
@@ -59,6 +63,10 @@ class Flip(Augmentation):
     if is_on(self.probability):
       images = horizontal_flip(key, images, self.probability)
     return images, targets
+
+  def unmirrored(self) -> Augmentation:
+    """See `Augmentation`."""
+    return dataclasses.replace(self, probability=0.0)
 
 
 @dataclasses.dataclass

@@ -2,8 +2,8 @@
 
 Data is prepared once, under `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, as array_record files in
 the original order, so test image i here is test image i in Keras and torchvision. Preparing holds
-a lock; the finished folder appears by a rename; the SHA-256 of the content is recorded and
-checked whenever data is read.
+a lock; the finished folder appears by a rename; the SHA-256 of the content is recorded. What is
+trained on are the arrays that `kept` decodes these files to, and verifies.
 
 This module imports tensorflow_datasets, which takes a while: import it where data is opened.
 """
@@ -24,11 +24,8 @@ from absl import logging
 from tensorflow_datasets.core.utils import tqdm_utils
 
 from fmnist_jax import locks
-from fmnist_jax.data import idx, records, sources, synthetic
-
-SPLITS = ('train', 'test')
-SHAPE = (28, 28, 1)
-Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
+from fmnist_jax.data import idx, sources, synthetic
+from fmnist_jax.data.kept import ARRAYS, CHUNK, SPLITS, Chunks, DamagedError
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -42,13 +39,14 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
   """Images and labels as this library keeps them; a base class, no data set itself."""
   VERSION = tfds.core.Version('1.0.0')
   CLASS_NAMES: tuple[str, ...]
+  IMAGE_SHAPE: tuple[int, int, int]
 
   def _info(self) -> tfds.core.DatasetInfo:
     return _Info(
         builder=self,
         features=tfds.features.FeaturesDict({
             # As bytes every record has the same length; as a list of integers it would not.
-            'image': tfds.features.Tensor(shape=SHAPE, dtype=np.uint8,
+            'image': tfds.features.Tensor(shape=self.IMAGE_SHAPE, dtype=np.uint8,
                                           encoding=tfds.features.Encoding.BYTES),
             'label': tfds.features.ClassLabel(names=list(self.CLASS_NAMES)),
         }),
@@ -61,7 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number, digest = 0, Digest(self.examples(split))
+    number, digest = 0, Digest((self.examples(split), *self.IMAGE_SHAPE))
     for images, labels in self.chunks(split):
       digest.update(images, labels)
       for image, label in zip(images, labels.tolist()):
@@ -70,71 +68,56 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     self.info.metadata['sha256'][split] = digest.hexdigests()
 
   def chunks(self, split: str) -> Chunks:
-    """The split in order: images uint8 [n, 28, 28, 1], labels [n]."""
+    """The split in order: images uint8 [n, H, W, C], labels [n]."""
     raise NotImplementedError
 
   def examples(self, split: str) -> int:
     """How many examples the split has."""
     raise NotImplementedError
 
-  def published_sha256(self, split: str) -> list[str]:
-    """The hashes of images and labels that everybody knows; empty where there are none."""
-    del split
-    return []
-
-  def recorded_sha256(self, split: str) -> list[str]:
-    """The hashes of images and labels noted when the copy was prepared."""
-    return list(self.info.metadata['sha256'][split])
-
-  def digest(self, split: str) -> list[str]:
-    """The hashes of images and labels, computed from what would be prepared."""
-    digest = Digest(self.examples(split))
-    for images, labels in self.chunks(split):
-      digest.update(images, labels)
-    return digest.hexdigests()
+  def sha256(self) -> dict[str, str]:
+    """Array -> the hash noted when the copy was prepared; see `kept.Content`."""
+    noted = self.info.metadata['sha256']
+    return dict(zip(ARRAYS, [*noted['train'], *noted['test']]))
 
 
 class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
   """A published set, prepared from `files`; looked for when they are None."""
   KEY: str
   files: sources.Files | None = None
+  _read: tuple[str, Any] = ('', None)
+
+  def __init_subclass__(cls, **options: Any):
+    cls.CLASS_NAMES = sources.ORIGINALS[cls.KEY].class_names
+    cls.IMAGE_SHAPE = sources.ORIGINALS[cls.KEY].image_shape
+    super().__init_subclass__(**options)
 
   def chunks(self, split: str) -> Chunks:
     """See `Builder`."""
-    if self.files is None:
-      self.files = sources.obtain(self.KEY)
-    yield self.files.arrays(split)
+    yield self._arrays(split)
 
   def examples(self, split: str) -> int:
     """See `Builder`."""
-    return sources.ORIGINALS[self.KEY].examples[SPLITS.index(split)]
+    return len(self._arrays(split)[1])
 
-  def published_sha256(self, split: str) -> list[str]:
-    """See `Builder`."""
-    return list(sources.ORIGINALS[self.KEY].split_sha256(split))
-
-
-class FmnistJaxFashionMnist(_Published):
-  """Fashion-MNIST (arXiv:1708.07747)."""
-  KEY = 'fashion_mnist'
-  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
-
-
-class FmnistJaxMnist(_Published):
-  """MNIST, handwritten digits."""
-  KEY = 'mnist'
-  CLASS_NAMES = sources.ORIGINALS[KEY].class_names
+  def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    if self.files is None:
+      self.files = sources.obtain(self.KEY)
+    if self._read[0] != split:
+      self._read = split, self.files.arrays(split)
+    return self._read[1]
 
 
 class FmnistJaxSynthetic(Builder):
   """The drawn garments of `synthetic.py`; the name of the builder config says how many."""
   VERSION = tfds.core.Version(synthetic.VERSION)
   CLASS_NAMES = synthetic.CLASS_NAMES
+  IMAGE_SHAPE = (28, 28, 1)
 
   def chunks(self, split: str) -> Chunks:
     """See `Builder`."""
-    for start in range(0, self.examples(split), records.CHUNK):
-      numbers = np.arange(start, min(start + records.CHUNK, self.examples(split)))
+    for start in range(0, self.examples(split), CHUNK):
+      numbers = np.arange(start, min(start + CHUNK, self.examples(split)))
       yield synthetic.draw(numbers, split=split)
 
   def examples(self, split: str) -> int:
@@ -142,20 +125,23 @@ class FmnistJaxSynthetic(Builder):
     return int(self.builder_config.name.split('_')[SPLITS.index(split)])
 
 
-BUILDERS: dict[str, type[Builder]] = {
-    'fashion_mnist': FmnistJaxFashionMnist, 'mnist': FmnistJaxMnist,
-    'synthetic': FmnistJaxSynthetic}
+# FmnistJaxFashionMnist, which TFDS calls fmnist_jax_fashion_mnist, and so on.
+BUILDERS: dict[str, type[Builder]] = {'synthetic': FmnistJaxSynthetic} | {
+    key: type(f'FmnistJax{key.title().replace("_", "")}', (_Published,),
+              {'KEY': key, '__doc__': original.title})
+    for key, original in sources.ORIGINALS.items()}
 
 
 class Digest:
   """The SHA-256 of the IDX files that a stream of images and labels would make."""
 
-  def __init__(self, examples: int):
-    self._images = hashlib.sha256(idx.header((examples, *SHAPE[:2])))
-    self._labels = hashlib.sha256(idx.header((examples,)))
+  def __init__(self, shape: tuple[int, ...]):
+    """Args: `shape` is that of all images, [N, H, W, C]."""
+    self._images = hashlib.sha256(idx.header(shape))
+    self._labels = hashlib.sha256(idx.header(shape[:1]))
 
   def update(self, images: np.ndarray, labels: np.ndarray) -> None:
-    """Adds images uint8 [n, 28, 28, 1] and labels [n], below 256."""
+    """Adds images uint8 [n, H, W, C] and labels [n], below 256."""
     self._images.update(np.ascontiguousarray(images).data)
     self._labels.update(np.asarray(labels, np.uint8).data)
 
@@ -164,25 +150,21 @@ class Digest:
     return [self._images.hexdigest(), self._labels.hexdigest()]
 
 
-def folder(name: str, train_examples: int, test_examples: int) -> pathlib.Path:
+def folder(name: str, *counts: int) -> pathlib.Path:
   """Where the prepared copy of a set lies, or will lie; arguments as those of `builder`."""
-  config = [_config_name(train_examples, test_examples)] * (name == 'synthetic')
+  config = [_config_name(counts)] * bool(counts)
   return sources.tfds_folder().joinpath(BUILDERS[name].name, *config, str(BUILDERS[name].VERSION))
 
 
-def builder(name: str, files: sources.Files | None, train_examples: int,
-            test_examples: int) -> Builder:
+def builder(name: str, files: sources.Files | None, *counts: int) -> Builder:
   """Makes the builder of a set, quietly.
 
   Args:
-    name: 'fashion_mnist', 'mnist' or 'synthetic'.
+    name: 'synthetic', or one of `sources.ORIGINALS`.
     files: to prepare a published set from; None: look for them, but only then.
-    train_examples: how many garments to draw.
-    test_examples: how many for the test split.
+    *counts: how many garments to draw, for training and for testing.
   """
-  config = None
-  if name == 'synthetic':
-    config = tfds.core.BuilderConfig(name=_config_name(train_examples, test_examples))
+  config = tfds.core.BuilderConfig(name=_config_name(counts)) if counts else None
   with _quiet():
     made = BUILDERS[name](data_dir=sources.tfds_folder(), config=config,
                           file_format='array_record')
@@ -191,8 +173,8 @@ def builder(name: str, files: sources.Files | None, train_examples: int,
   return made
 
 
-def _config_name(train_examples: int, test_examples: int) -> str:
-  return f'{train_examples}_{test_examples}'
+def _config_name(counts: tuple[int, ...]) -> str:
+  return '_'.join(map(str, counts))
 
 
 def prepare(path: pathlib.Path, make: Callable[[], Builder]) -> None:
@@ -232,13 +214,17 @@ def discard(path: pathlib.Path) -> None:
       shutil.rmtree(doomed, ignore_errors=True)
 
 
-def source(made: Builder, split: str) -> records.RecordSource:
-  """A prepared split ('train' or 'test'), to be read at random."""
-  with _quiet():
-    raw = made.as_data_source(
-        split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  return records.RecordSource(raw, made.info.features.deserialize_example_np, SHAPE,
-                              str(made.data_dir))
+def decoded(made: Builder, split: str) -> Chunks:
+  """A prepared split ('train' or 'test'), decoded by TFDS; raises DamagedError."""
+  try:
+    with _quiet():
+      source = made.as_data_source(split)
+    for start in range(0, len(source), CHUNK):
+      examples = source.__getitems__(list(range(start, min(start + CHUNK, len(source)))))
+      yield (np.stack([example['image'] for example in examples]),
+             np.array([example['label'] for example in examples]))
+  except Exception as error:  # TFDS and array_record raise what they please.
+    raise DamagedError(f'The prepared copy in {made.data_dir} is damaged ({error})') from error
 
 
 @contextlib.contextmanager

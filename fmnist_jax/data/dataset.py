@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fmnist_jax.data import splits
+from fmnist_jax.data import idx, splits
 from fmnist_jax.errors import DataError, is_tame
 
 
@@ -43,6 +43,10 @@ class MemorySource:
   def fetch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """See `Source`."""
     return self.images[indices], self.labels[indices]
+
+  def sha256(self) -> list[str]:
+    """Of images and labels, each as an IDX file would hold them, in hex."""
+    return [idx.sha256(self.images), idx.sha256(idx.labels_array(self.labels))]
 
 
 class Split:
@@ -94,6 +98,7 @@ class Dataset:
     open_test: reads the test split.
     sha256: file or array -> SHA-256 of its unpacked content, in hex: by that a run knows its data.
     synthetic: whether it is drawn, not photographed.
+    mirrored_alike: whether an image seen in a mirror is still of its class, as far as is known.
     validation: class-balanced, the same for every seed; empty until it is dealt out.
     clean_train: up to 5,000 examples of `train`, class-balanced, to be measured without
       augmentation and dropout; likewise.
@@ -104,6 +109,7 @@ class Dataset:
   open_test: Callable[[], Split]
   sha256: Mapping[str, str]
   synthetic: bool = False
+  mirrored_alike: bool = True
   validation: Split | None = None
   clean_train: Split | None = None
 

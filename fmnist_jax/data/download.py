@@ -1,4 +1,4 @@
-"""Downloads the four files of a published set; resumes where it was cut off."""
+"""Downloads the files of a published set; resumes where it was cut off."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def fetch(original: originals.Original, folder: pathlib.Path) -> None:
     with locks.locked(folder / '.lock'):
       reasons: list[str] = []
       mirrors = list(original.mirrors)
-      for i, file in enumerate(originals.FILES):
-        path = folder / f'{file}.gz'
+      for i, file in enumerate(original.files):
+        path = folder / file
         try:
           originals.check(original, i, str(path))
         except DataError:  # Missing or damaged.
@@ -57,7 +57,7 @@ def _fetch_file(original: originals.Original, i: int, path: pathlib.Path, mirror
                 reasons: list[str]) -> None:
   """Gets one file from the first mirror that serves it; drops those that do not from `mirrors`."""
   while mirrors:
-    url = f'{mirrors[0]}{originals.FILES[i]}.gz'
+    url = mirrors[0] + original.files[i]
     logging.info('Downloading %s.', url)
     try:
       _fetch_url(url, path, original.packed_bytes[i], original.packed_sha256[i])

@@ -15,28 +15,39 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fmnist_jax.errors import DataError
 
 _UINT8 = 0x08
+# What arrays of ours hold: bytes, and labels of more classes than those can tell apart.
+KINDS = {np.dtype(np.uint8): _UINT8, np.dtype('>i4'): 0x0C}
 _MAX_AXES = 4
 # Small: a file of tiny gzip members copies the unread rest of a piece once for each of them.
 _PIECE = 1 << 14
 _GZIP_MAGIC = b'\x1f\x8b'
 
 
-def header(shape: tuple[int, ...]) -> bytes:
-  """The bytes that open the IDX file of a uint8 array of this shape."""
-  return struct.pack(f'>BBBB{len(shape)}I', 0, 0, _UINT8, len(shape), *shape)
+def header(shape: tuple[int, ...], dtype: Any = np.uint8) -> bytes:
+  """The bytes that open the IDX file of an array of this shape and a dtype of `KINDS`.
+
+  Images [N, H, W, 1] are grey ones, [N, H, W].
+  """
+  axes = shape[:3] if shape[3:] == (1,) else shape
+  return struct.pack(f'>BBBB{len(axes)}I', 0, 0, KINDS[np.dtype(dtype)], len(axes), *axes)
+
+
+def labels_array(labels: np.ndarray) -> np.ndarray:
+  """Labels [N] as a file holds them: bytes, where those will do."""
+  return labels.astype(np.uint8 if labels.max() < 256 else '>i4')
 
 
 def sha256(array: np.ndarray) -> str:
-  """The SHA-256 of the unpacked IDX file that holds this array (integers 0..255), in hex."""
-  digest = hashlib.sha256(header(array.shape))
-  digest.update(np.ascontiguousarray(array, np.uint8).data)
+  """The SHA-256 of the unpacked IDX file that holds this array, of a dtype of `KINDS`, in hex."""
+  digest = hashlib.sha256(header(array.shape, array.dtype))
+  digest.update(np.ascontiguousarray(array).data)
   return digest.hexdigest()
 
 
@@ -60,7 +71,7 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
       if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         raise DataError(f'{path} is not a file; give the IDX file itself.')
-      return _parse(file, path, max_bytes)
+      return parse(file, path, max_bytes=max_bytes)
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; '
                     'check the file and its permissions.') from error
@@ -68,7 +79,8 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
     raise DataError(f'{path} is damaged (gzip: {error}); fetch it again.') from error
 
 
-def _parse(file: BinaryIO, path: str, max_bytes: int) -> np.ndarray:
+def parse(file: BinaryIO, path: str, *, max_bytes: int) -> np.ndarray:
+  """As `read`, of a file that is open; raises zlib.error as well. `path` is for errors."""
   magic = file.read(2)
   file.seek(0)
   pieces = _gunzip(file, path) if magic == _GZIP_MAGIC else iter(lambda: file.read(_PIECE), b'')

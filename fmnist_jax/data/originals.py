@@ -1,68 +1,39 @@
-"""The published data sets: what they are called, hold and hash to, and how a file is checked.
-
-Nothing is used whose SHA-256 differs: people have been served digit MNIST in place of
-Fashion-MNIST.
-"""
+"""The published data sets: what they are called, hold and hash to."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
+import string
 
 import numpy as np
 
-from fmnist_jax.data import idx
+from fmnist_jax.data.formats import FILES, Cifar, Emnist, IdxFiles, Original, file_sha256
 from fmnist_jax.errors import DataError
 
-FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte',
-         't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
-_MAX_BYTES = 1 << 26  # The largest file has 47,040,016 bytes.
+__all__ = ['FILES', 'ORIGINALS', 'DataUnavailable', 'Files', 'Original', 'check', 'file_sha256',
+           'verified']
 
 
 class DataUnavailable(DataError):
   """The data set is nowhere to be had: not damaged, just not there."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Original:
-  """A published data set of four IDX files.
-
-  Attributes:
-    title: what people call it.
-    folder: what its folder is called; torchvision has names of its own.
-    examples: for training and for testing.
-    class_names: by label.
-    sha256: of the unpacked files, in the order of `FILES`.
-    packed_sha256: of the .gz files as published, in the order of `FILES`.
-    packed_bytes: their sizes.
-    mirrors: addresses that the names in `FILES` plus '.gz' are appended to.
-    licence: under which it is published.
-    hub: its name on the Hugging Face hub.
-  """
-  title: str
-  folder: str
-  torchvision_folder: str
-  examples: tuple[int, int]
-  class_names: tuple[str, ...]
-  sha256: tuple[str, ...]
-  packed_sha256: tuple[str, ...]
-  packed_bytes: tuple[int, ...]
-  mirrors: tuple[str, ...]
-  licence: str
-  hub: str
-
-  def split_sha256(self, split: str) -> tuple[str, ...]:
-    """The hashes of a split's unpacked images and labels; `split` is 'train' or 'test'."""
-    return self.sha256[:2] if split == 'train' else self.sha256[2:]
+def _emnist(part: str, characters: str, first_label: int) -> Emnist:
+  return Emnist(
+      title=f'EMNIST ({part})', folder='emnist', torchvision_folder='EMNIST',
+      class_names=tuple(characters), files=('gzip.zip',),
+      packed_sha256=('fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e',),
+      packed_bytes=(561753746,), mirrors=('https://biometrics.nist.gov/cs_links/EMNIST/',),
+      part=part, first_label=first_label)
 
 
-ORIGINALS = {
-    'fashion_mnist': Original(
+ORIGINALS: dict[str, Original] = {
+    'fashion_mnist': IdxFiles(
         title='Fashion-MNIST',
         folder='fashion-mnist',
         torchvision_folder='FashionMNIST',
-        examples=(60_000, 10_000),
+        mirrored_alike=True,
         class_names=('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt',
                      'Sneaker', 'Bag', 'Ankle boot'),
         sha256=('c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888',
@@ -79,11 +50,10 @@ ORIGINALS = {
                  'https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/'
                  'fashion/'),
         licence='MIT', hub='zalando-datasets/fashion_mnist'),
-    'mnist': Original(
+    'mnist': IdxFiles(
         title='MNIST (handwritten digits)',
         folder='mnist',
         torchvision_folder='MNIST',
-        examples=(60_000, 10_000),
         class_names=tuple(str(digit) for digit in range(10)),
         sha256=('ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db',
                 '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5',
@@ -97,38 +67,90 @@ ORIGINALS = {
         mirrors=('https://storage.googleapis.com/cvdf-datasets/mnist/',
                  'https://ossci-datasets.s3.amazonaws.com/mnist/'),
         licence='CC BY-SA 3.0', hub='ylecun/mnist'),
+    'kmnist': IdxFiles(
+        title='Kuzushiji-MNIST',
+        folder='kmnist',
+        torchvision_folder='KMNIST',
+        class_names=('o', 'ki', 'su', 'tsu', 'na', 'ha', 'ma', 'ya', 're', 'wo'),
+        packed_sha256=('51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4',
+                       'e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17',
+                       'edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5',
+                       '20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c'),
+        packed_bytes=(18165135, 29497, 3041136, 5120),
+        mirrors=('http://codh.rois.ac.jp/kmnist/dataset/kmnist/',),
+        licence='CC BY-SA 4.0'),
+    'cifar10': Cifar(
+        title='CIFAR-10',
+        folder='cifar10',
+        torchvision_folder='cifar10',
+        class_names=('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',
+                     'ship', 'truck'),
+        files=('cifar-10-binary.tar.gz',),
+        packed_sha256=('c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',),
+        packed_bytes=(170052171,),
+        mirrors=('https://www.cs.toronto.edu/~kriz/',),
+        members=(tuple(f'cifar-10-batches-bin/data_batch_{i}.bin' for i in range(1, 6)),
+                 ('cifar-10-batches-bin/test_batch.bin',)),
+        label_bytes=1),
+    'cifar100': Cifar(
+        title='CIFAR-100',
+        folder='cifar100',
+        torchvision_folder='cifar100',
+        class_names=(
+            'apple', 'aquarium_fish', 'baby', 'bear', 'beaver', 'bed', 'bee', 'beetle',
+            'bicycle', 'bottle', 'bowl', 'boy', 'bridge', 'bus', 'butterfly', 'camel',
+            'can', 'castle', 'caterpillar', 'cattle', 'chair', 'chimpanzee', 'clock',
+            'cloud', 'cockroach', 'couch', 'crab', 'crocodile', 'cup', 'dinosaur',
+            'dolphin', 'elephant', 'flatfish', 'forest', 'fox', 'girl', 'hamster',
+            'house', 'kangaroo', 'keyboard', 'lamp', 'lawn_mower', 'leopard', 'lion',
+            'lizard', 'lobster', 'man', 'maple_tree', 'motorcycle', 'mountain',
+            'mouse', 'mushroom', 'oak_tree', 'orange', 'orchid', 'otter', 'palm_tree',
+            'pear', 'pickup_truck', 'pine_tree', 'plain', 'plate', 'poppy',
+            'porcupine', 'possum', 'rabbit', 'raccoon', 'ray', 'road', 'rocket',
+            'rose', 'sea', 'seal', 'shark', 'shrew', 'skunk', 'skyscraper', 'snail',
+            'snake', 'spider', 'squirrel', 'streetcar', 'sunflower', 'sweet_pepper',
+            'table', 'tank', 'telephone', 'television', 'tiger', 'tractor', 'train',
+            'trout', 'tulip', 'turtle', 'wardrobe', 'whale', 'willow_tree', 'wolf',
+            'woman', 'worm'),
+        files=('cifar-100-binary.tar.gz',),
+        packed_sha256=('58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',),
+        packed_bytes=(168513733,),
+        mirrors=('https://www.cs.toronto.edu/~kriz/',),
+        members=(('cifar-100-binary/train.bin',), ('cifar-100-binary/test.bin',)),
+        label_bytes=2),
+    'emnist_letters': _emnist('letters', string.ascii_uppercase, first_label=1),
+    'emnist_balanced': _emnist(
+        'balanced', f'{string.digits}{string.ascii_uppercase}abdefghnqrt', first_label=0),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """The four files of a data set, each known to be genuine.
+  """The files of a data set, each known to be genuine.
 
   Attributes:
     original: the data set.
-    paths: of the files, in the order of `FILES`.
+    paths: of the files, in its order.
   """
   original: Original
   paths: tuple[str, ...]
 
   def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a split, 'train' or 'test': images uint8 [N, 28, 28, 1] and labels int32 [N]."""
-    first = 0 if split == 'train' else 2
-    images, labels = (_genuine(self.original, i, self.paths[i]) for i in (first, first + 1))
-    return images[..., None], labels.astype(np.int32)
+    """Reads a split, 'train' or 'test': images uint8 [N, H, W, C] and labels int32 [N]."""
+    return self.original.arrays(self.paths, split)
 
 
-def verified(original: Original, folder: str) -> Files:
-  """The four files of `folder`, each checked against its SHA-256.
+def verified(original: Original, folder: str | os.PathLike) -> Files:
+  """The files of a set in `folder`, each checked against its SHA-256.
 
   Raises:
     DataError: naming the file that is missing, damaged, or of another data set.
   """
   paths = []
-  for i, file in enumerate(FILES):
-    place = path(folder, file)
+  for i, file in enumerate(original.files):
+    place = original.find(folder, i)
     if place is None:
-      raise DataError(f'{folder} lacks {file}.gz; put all four {original.title} files there.')
+      raise DataError(f'{folder} lacks {file}; put all {original.title} files there.')
     check(original, i, place)
     paths.append(place)
   return Files(original, tuple(paths))
@@ -136,38 +158,4 @@ def verified(original: Original, folder: str) -> Files:
 
 def check(original: Original, i: int, path: str) -> None:
   """Raises DataError unless the file is file `i` of a data set; cheap where it is as published."""
-  if not path.endswith('.gz') or file_sha256(path) != original.packed_sha256[i]:
-    _genuine(original, i, path)  # Packed anew, or not packed: what is inside decides.
-
-
-def _genuine(original: Original, i: int, path: str) -> np.ndarray:
-  """File `i` of a data set, unpacked; raises DataError unless it is the genuine one."""
-  array = idx.read(path, max_bytes=_MAX_BYTES)
-  digest = idx.sha256(array)
-  if digest == original.sha256[i]:
-    return array
-  for other in ORIGINALS.values():
-    if digest in other.sha256:
-      what = (f'{other.title}, not {original.title}' if other is not original else
-              f'the file {FILES[other.sha256.index(digest)]} under another name')
-      raise DataError(f'{path} is {what}; put the real {FILES[i]}.gz there.')
-  raise DataError(f'{path} is not the published {original.title} file (SHA-256 {digest[:16]}... '
-                  f'in place of {original.sha256[i][:16]}...); fetch it again.')
-
-
-def path(folder: str | os.PathLike, file: str) -> str | None:
-  """Where a folder has a file of `FILES`, packed or not; None where it has not."""
-  for name in (f'{file}.gz', file):
-    place = os.path.join(folder, name)
-    if os.path.isfile(place):
-      return place
-  return None
-
-
-def file_sha256(path: str | os.PathLike) -> str:
-  """The SHA-256 of a file as it lies there, in hex; DataError when it cannot be read."""
-  try:
-    with open(path, 'rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-  except OSError as error:
-    raise DataError(f'{path} cannot be read: {error.strerror}; check its permissions.') from error
+  original.check(i, path, list(ORIGINALS.values()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from fmnist_jax import settings
 from fmnist_jax.data import splits
@@ -15,6 +17,7 @@ from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import DataError, UserError, told
 
 CLEAN_TRAIN_EXAMPLES = 5000
+_FEW = 5  # Validation examples of a class; of fewer, nothing can be said.
 # A training set up to this size is kept on the device. Where the device says how much memory it
 # has, a quarter of that counts instead, so that the model and its activations have room.
 RESIDENT_BYTES = 1 << 30
@@ -61,11 +64,25 @@ def deal(source: Any, dataset: Dataset) -> Dataset:
         f'{source.batch_size:,}; lower one of them.')
   held = splits.balanced(everything.labels, wanted, splits.VALIDATION)
   train = everything.subset(np.setdiff1d(np.arange(total), held))
+  _tell_of_few(dataset, train.labels, everything.labels[held])
   clean = splits.balanced(train.labels, min(CLEAN_TRAIN_EXAMPLES, len(train)),
                           splits.CLEAN_TRAIN)
   return dataclasses.replace(
       dataset, train=train, validation=everything.subset(held), clean_train=train.subset(clean),
       open_test=lambda: dataset.test.first(source.test_examples))
+
+
+def _tell_of_few(dataset: Dataset, train: np.ndarray, validation: np.ndarray) -> None:
+  """Logs which classes are too rare to be trained on, or to be validated as the others are."""
+  def tell(counts: np.ndarray, least: int, what: str) -> None:
+    few = np.flatnonzero(counts < least)
+    if few.size:
+      shown = ', '.join(f'{dataset.class_names[i]!r} ({counts[i]})' for i in few[:5])
+      logging.warning('%d of the %d classes of %s have fewer than %d %s examples: %s%s.', few.size,
+                      len(counts), dataset.name, least, what, shown, ' ...' * (few.size > 5))
+  count = functools.partial(np.bincount, minlength=dataset.num_classes)
+  tell(count(train), 1, 'training')
+  tell(count(validation), min(_FEW, len(validation) // dataset.num_classes), 'validation')
 
 
 def is_resident(residency: str, num_bytes: int) -> bool:

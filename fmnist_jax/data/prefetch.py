@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
-import queue
-import threading
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 
 from fmnist_jax.data.dataset import Split
 
-_AHEAD = 2  # Calls' worth of batches that wait, beside the one in use and the one being read.
+_AHEAD = 3  # Calls' worth of batches that wait or are being read, beside the one in use.
 
 
 @contextlib.contextmanager
 def stream(split: Split, order: np.ndarray, start: int, size: int,
            place: Callable[[tuple[np.ndarray, np.ndarray]], Any]) -> Iterator[Iterator[Any]]:
   """Reads the batches of an epoch in a background thread.
+
+  It needs the interpreter's lock only between calls' worth of batches: what a `MappedSource`
+  fetches is copied without it, to where jax leaves it.
 
   Used as `with stream(...) as chunks:`; leaving the context, however that happens, ends the
   thread. Beginning at a later step costs nothing.
@@ -35,40 +39,24 @@ def stream(split: Split, order: np.ndarray, start: int, size: int,
     An iterator over what `place` returned, in order. It raises what reading raised.
   """
   order = np.asarray(order)
-  ready: queue.Queue[tuple[str, Any]] = queue.Queue(_AHEAD)
-  left = threading.Event()
 
-  def read() -> None:
-    try:
-      at = start
-      while at < len(order) and not left.is_set():
-        end = min((at // size + 1) * size, len(order))
-        chosen = order[at:end]
-        images = split.fetch(chosen.reshape(-1))
-        images = images.reshape(*chosen.shape, *images.shape[1:])
-        ready.put(('chunk', place((images, split.labels[chosen]))))
-        at = end
-      ready.put(('end', None))
-    except BaseException as error:  # It belongs to whoever waits for the chunk.
-      ready.put(('error', error))
+  def read(start: int, stop: int) -> Any:
+    chosen = order[start:stop]
+    images = split.fetch(chosen.reshape(-1))
+    return place((images.reshape(*chosen.shape, *images.shape[1:]), split.labels[chosen]))
 
   def chunks() -> Iterator[Any]:
-    while True:
-      kind, value = ready.get()
-      if kind == 'chunk':
-        yield value
-      elif kind == 'end':
-        return
-      else:
-        raise value
+    edges = sorted({start, *range((start // size + 1) * size, len(order), size), len(order)})
+    ahead: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
+    for bounds in itertools.pairwise(edges):
+      ahead.append(reader.submit(read, *bounds))
+      if len(ahead) > _AHEAD:
+        yield ahead.popleft().result()
+    while ahead:
+      yield ahead.popleft().result()
 
-  thread = threading.Thread(target=read, name='prefetch', daemon=True)
-  thread.start()
+  reader = concurrent.futures.ThreadPoolExecutor(1, 'prefetch')
   try:
     yield chunks()
   finally:
-    left.set()
-    while thread.is_alive():  # It may be waiting for room, more than once.
-      with contextlib.suppress(queue.Empty):
-        ready.get(timeout=0.01)
-    thread.join()
+    reader.shutdown(cancel_futures=True)

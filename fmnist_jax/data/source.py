@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
 
-from fmnist_jax import settings
-from fmnist_jax.data import npz, pipeline, sources
+import numpy as np
+
+from fmnist_jax import photograph, settings
+from fmnist_jax.data import folder, npz, prepared, sources, tfds_sets
 from fmnist_jax.data.augmentations import Augmentation
-from fmnist_jax.data.dataset import Dataset, Split
+from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.settings import setting, shown
 
@@ -41,6 +46,10 @@ class DataSource(settings.Section):
     """What to train on, loudly, when `load` raises DataUnavailable; None: nothing."""
     return None
 
+  def preparation(self) -> Callable[..., np.ndarray]:
+    """What makes of a picture, uint8 [h, w, 3], and the model's (H, W, C) what the model takes."""
+    return photograph.to_input
+
   def check_settings(self, name: str) -> None:
     """Raises ConfigError when no training example would be left."""
     if self.train_examples and self.validation_examples >= self.train_examples:
@@ -51,39 +60,52 @@ class DataSource(settings.Section):
 
 @dataclasses.dataclass
 class Data(DataSource):
-  """Fashion-MNIST, MNIST, drawn garments, or a .npz of one's own."""
-  name: str = setting('fashion_mnist',
-                      'fashion_mnist, mnist, synthetic, or the path of a .npz of one\'s own')
-  data_dir: str = setting('', 'folder holding the four original .gz files; empty: look in '
+  """A public set, drawn garments, or one's own: a .npz, or a folder of pictures."""
+  name: str = setting('fashion_mnist', f'{", ".join(sources.ORIGINALS)}, synthetic; tfds:NAME or '
+                      'tfds:NAME:CONFIG, prepared by TFDS; or the path of one\'s own: a .npz, or a '
+                      'folder/ of pictures, a folder for each class in it')
+  data_dir: str = setting('', 'folder holding the original files of a public set; empty: look in '
                           '$FMNIST_DATA_DIR, then in the usual caches, then download',
                           location=True)
   offline_fallback: bool = setting(False, 'train on the synthetic set, loudly, when the data set '
                                    'cannot be had', location=True)
+  size: int = setting(64, 'height and width that pictures get, pixels', low=1,
+                      high=1024)
+  channels: Literal[1, 3] = setting(3, 'of pictures of a folder; 1: grey, 3: colour')
+  frame: str = setting('fit', 'pictures of a folder; fit: all of each, on black; crop: its middle '
+                       'fills the frame', choices=('fit', 'crop'))
+  damaged: str = setting('refuse', 'pictures of a folder that cannot be read: refuse the folder, '
+                         'or skip them', choices=('refuse', 'skip'))
 
   def check_settings(self, name: str) -> None:
     """Raises ConfigError for a set that is not known."""
     super().check_settings(name)
     known = (*sources.ORIGINALS, 'synthetic')
-    if self.name not in known and not self.name.endswith('.npz'):
+    if not (self.name in known or self.name.endswith(('.npz', '/'))
+            or tfds_sets.NAME.fullmatch(self.name)):
       raise ConfigError(f'{name}.name is {shown(self.name)}; it must be one of '
-                        f'{", ".join(known)}, or the path of a .npz file.')
+                        f'{", ".join(known)}, or tfds:NAME or tfds:NAME:CONFIG, or the path of a '
+                        '.npz file, or that of a folder of pictures, with a / at its end.')
 
   def load(self) -> Dataset:
     """Finds, verifies and opens the set; see `DataSource`."""
     if self.name.endswith('.npz'):
       return npz.read(self.name)
+    shape = (self.size, self.size, self.channels)
+    if self.name.endswith('/'):
+      return folder.read(self.name, shape, self.frame, skip=self.damaged == 'skip')
+    if tfds_sets.NAME.fullmatch(self.name):
+      return tfds_sets.read(self.name, shape, self.frame)
     if self.name == 'synthetic':
-      files, counts = None, (self.train_examples or 60_000, self.test_examples or 10_000)
-    else:
-      # Before the slow import: a folder that somebody named and that is wrong is told at once.
-      files = sources.named(self.name, self.data_dir)
-      counts = sources.ORIGINALS[self.name].examples
-    from fmnist_jax.data import prepared  # Imports TFDS, which takes a while.
-    opened = prepared.Prepared(self.name, files, *counts)
-    in_memory = pipeline.is_resident(self.residency, opened.bytes)
-    return Dataset(self.name, opened.class_names, Split.of(*opened.open('train', in_memory)),
-                   lambda: Split.of(*opened.open('test', in_memory)), opened.sha256(),
-                   synthetic=self.name == 'synthetic')
+      return prepared.drawn(self.train_examples or 60_000, self.test_examples or 10_000)
+    # First: a folder that somebody named and that is wrong is told, whatever is prepared.
+    return prepared.published(self.name, sources.named(self.name, self.data_dir))
+
+  def preparation(self) -> Callable[..., np.ndarray]:
+    """See `DataSource`; for what was trained on pictures, as those were prepared."""
+    if self.name.endswith('/') or tfds_sets.NAME.fullmatch(self.name):
+      return functools.partial(photograph.framed, frame=self.frame)
+    return super().preparation()
 
   def fallback(self) -> DataSource | None:
     """The drawn garments, if the config allows it."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from absl import logging
 
 from fmnist_jax.data import download, originals
-from fmnist_jax.data.originals import FILES, ORIGINALS, DataUnavailable, Files, Original, verified
+from fmnist_jax.data.originals import ORIGINALS, DataUnavailable, Files, Original, verified
 from fmnist_jax.errors import DataError
 
 ENVIRONMENT = 'FMNIST_DATA_DIR'
@@ -33,8 +33,8 @@ def named(name: str, data_dir: str) -> Files | None:
   """The files in the folder somebody named, or None where nobody did.
 
   Args:
-    name: 'fashion_mnist' or 'mnist'.
-    data_dir: the config's folder, or ''. The folder holds the four files, packed or not, or has a
+    name: of one of `ORIGINALS`.
+    data_dir: the config's folder, or ''. The folder holds the set's files, packed or not, or has a
       subfolder that does (`fashion-mnist`, `mnist`, or torchvision's).
 
   Raises:
@@ -52,11 +52,11 @@ def named(name: str, data_dir: str) -> Files | None:
       return None
   if not os.path.isdir(os.path.expanduser(folder)):
     raise DataError(f'{origin} is {folder!r}, which is not a folder; name the one that holds the '
-                    f'four {original.title} files.')
+                    f'{original.title} files.')
   held = _holding(original, folder, itself=name == 'fashion_mnist' or bool(data_dir))
   if held is None:
     raise DataError(f'{origin} is {folder!r}, which holds no {original.title} files; it must hold '
-                    f'{", ".join(f"{file}.gz" for file in FILES)}.')
+                    f'{", ".join(original.files)}.')
   return verified(original, held)
 
 
@@ -69,7 +69,7 @@ def cached(name: str) -> tuple[Files | None, list[str]]:
   original, looked = ORIGINALS[name], []
   for folder in _caches(original):
     looked.append(str(folder))
-    if not any(originals.path(folder, file) for file in FILES):
+    if not _any_of(original, folder):
       continue
     try:
       return verified(original, str(folder)), looked
@@ -79,7 +79,7 @@ def cached(name: str) -> tuple[Files | None, list[str]]:
   downloads = tfds_folder() / 'downloads'
   looked.append(str(downloads))
   paths = [_by_content(downloads, original.packed_bytes[i], original.packed_sha256[i])
-           for i in range(len(FILES))]
+           for i in range(len(original.files))]
   if all(paths):
     return Files(original, tuple(str(path) for path in paths)), looked
   return None, looked
@@ -101,8 +101,8 @@ def obtain(name: str) -> Files:
     return verified(original, str(folder))
   except DataUnavailable as error:
     raise DataUnavailable(
-        f'{original.title} is not to be had: looked in {", ".join(looked)}; {error}; put the four '
-        f'files ({", ".join(f"{file}.gz" for file in FILES)}) in a folder and name it with '
+        f'{original.title} is not to be had: looked in {", ".join(looked)}; {error}; put its '
+        f'files ({", ".join(original.files)}) in a folder and name it with '
         f'--config.data.data_dir=FOLDER, or set ${ENVIRONMENT} to it, or train on drawn garments '
         'with --config.data.name=synthetic.') from error
 
@@ -112,8 +112,11 @@ def _holding(original: Original, folder: str, itself: bool) -> str | None:
   folder = os.path.expanduser(folder)
   subfolders = (original.folder, os.path.join(original.torchvision_folder, 'raw'))
   places = [os.path.join(folder, sub) for sub in subfolders] + [folder] * itself
-  return next((place for place in places
-               if any(originals.path(place, file) for file in FILES)), None)
+  return next((place for place in places if _any_of(original, place)), None)
+
+
+def _any_of(original: Original, folder: str | os.PathLike) -> bool:
+  return any(original.find(folder, i) for i in range(len(original.files)))
 
 
 def download_folder(original: Original) -> pathlib.Path:

@@ -12,7 +12,8 @@ def balanced(labels: np.ndarray, count: int, purpose: int) -> np.ndarray:
   """Chooses `count` examples, as many of each class as can be.
 
   Every class gives the same number (the first classes one more where `count` does not divide), but
-  none more than twice its share of the data, so that a rare class is not used up.
+  none more than twice its share of the data, nor, unless all are wanted, the last one that it has,
+  so that a rare class is not used up.
 
   Args:
     labels: int [N].
@@ -26,6 +27,8 @@ def balanced(labels: np.ndarray, count: int, purpose: int) -> np.ndarray:
   draws = np.random.Philox(key=purpose).random_raw(len(labels))
   classes, sizes = np.unique(labels, return_counts=True)
   limits = np.minimum(sizes, -(-sizes * 2 * count // max(len(labels), 1)))
+  if count <= (sizes - 1).sum():
+    limits = np.minimum(limits, sizes - 1)
   given = np.zeros_like(sizes)
   while left := count - given.sum():
     able = np.flatnonzero(given < limits)

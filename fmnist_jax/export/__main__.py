@@ -18,11 +18,18 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
       'safetensors, StableHLO, and a model card; after each gave the right probabilities.')
   command.add_run_arguments(parser)
   parser.add_argument('--output', required=True, metavar='DIR', help='folder to write; one that an '
-                      'export wrote is replaced')
+                      'export wrote is replaced; with --page the file to write')
+  parser.add_argument('--page', action='store_true', help='writes one HTML file that classifies '
+                      'pictures and drawings in a browser, and nothing else')
   parser.add_argument('--data_dir', default='', help='folder with the data set\'s files, if not '
                       'where the run found them')
   args = parser.parse_args(argv)
   command.prepare_run(args)
+  if args.page:
+    from fmnist_jax.export.page import write_page
+    write_page(args.workdir, args.output, args.checkpoint, args.data_dir)
+    print(f'wrote {args.output}')
+    return
   from fmnist_jax.export.folder import export_run
   made = export_run(args.workdir, args.output, args.checkpoint, args.data_dir)
   print(table(made['files']))

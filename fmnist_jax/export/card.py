@@ -40,7 +40,7 @@ def _front_matter(facts: Mapping[str, Any], results: Mapping[str, Any]) -> str:
   """YAML, of which JSON is a part."""
   known = ORIGINALS.get(facts['dataset'])
   title = f'{facts["model"]} on {facts["dataset"]}'
-  dataset = known.hub if known else facts['dataset']
+  dataset = (known and known.hub) or facts['dataset']
   measured = [{'type': kind, 'value': round(results[name], 6)}
               for kind, name in (('accuracy', 'accuracy'), ('f1', 'macro_f1'), ('loss', 'loss'))]
   index = [{'name': title, 'results': [{
@@ -50,7 +50,7 @@ def _front_matter(facts: Mapping[str, Any], results: Mapping[str, Any]) -> str:
   lines = [MARK, 'license: unknown', 'pipeline_tag: image-classification',
            'tags: ' + json.dumps(['image-classification', 'jax', 'flax', 'onnx', 'safetensors']
                                  + ['synthetic-data'] * facts['synthetic'])]
-  if known:
+  if known and known.hub:
     lines.append(f'datasets: {json.dumps([dataset])}')
   return '\n'.join(['---', *lines, f'model-index: {json.dumps(index)}', '---'])
 
@@ -149,7 +149,7 @@ def _limits(facts: Mapping[str, Any]) -> str:
 
 def _licence(facts: Mapping[str, Any]) -> str:
   known = ORIGINALS.get(facts['dataset'])
-  if known:
+  if known and known.licence:
     data = f'{known.title} is published under {known.licence}.'
   elif facts['dataset'] == 'synthetic':
     data = 'The pictures were drawn by fmnist_jax.'

@@ -176,7 +176,8 @@ def _facts(run: TrainedModel, results: Mapping[str, Any]) -> dict[str, Any]:
   described, saved = run.progress['data'], config_lib.to_json(run.config)
   height, width, channels = run.image_shape
   # The specification is what stands below the first line.
-  prepared = (photograph.__doc__ or '').partition('\n\n')[2].strip() if channels in (1, 3) else ''
+  usual = channels in (1, 3) and run.config.data.preparation() is photograph.to_input
+  prepared = (photograph.__doc__ or '').partition('\n\n')[2].strip() if usual else ''
   return {
       'model': settings.kind_name(type(run.config.model)), 'settings': saved['model'],
       'images': f'uint8 [N, {height}, {width}, {channels}], 0 to 255',

@@ -24,7 +24,7 @@ class Session:
     """Raises ExportError when ONNX Runtime refuses the file of a model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = machine.cores()
-    options.log_severity_level = 3  # Errors, which it raises as well.
+    options.log_severity_level = 4  # Errors it raises as well.
     try:
       self._session = onnxruntime.InferenceSession(model, options,
                                                    providers=['CPUExecutionProvider'])

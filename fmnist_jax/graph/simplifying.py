@@ -23,7 +23,7 @@ def simplified(layers: Sequence[Layer], result: int) -> list[Layer]:
     layers: of `tracing.trace`.
     result: which of their results is wanted; that of the last layer in what is returned.
   """
-  for stage in (_recognised, _folded, _without_identities, _needed):
+  for stage in (_recognised, _needed, _folded, _without_identities, _needed):
     layers, result = stage(layers, result)
   return [dataclasses.replace(layer, arrays={
       name: np.ascontiguousarray(np.broadcast_to(

@@ -23,8 +23,8 @@ _BATCH = 2  # Images that a function is traced with.
 def trace(function: Callable, shape: tuple[int, ...]) -> tuple[list[Layer], int]:
   """The layers that a function is made of, and which of them gives its result.
 
-  A layer has the name of jax's operation for its kind where none of ours stands for it alone. Scale
-  and shift may be one number for all channels. Arrays are float64, to compute with.
+  A layer has jax's operation for its kind, such as lax.exp, where none of ours stands for it alone.
+  Scale and shift may be one number for all channels. Arrays are float64, to compute with.
 
   Args:
     function: of an array float32 [N, *shape].
@@ -80,9 +80,14 @@ class _Tracer:
                              tuple(map(int, shape[1:]))))
     return _Value(len(self.layers), tuple(shape))
 
+  def value(self, index: int) -> _Value:
+    """A result by its number."""
+    shape = self.layers[index - 1].shape if index else self._image_shape
+    return _Value(index, (_BATCH, *shape))
+
   def shape(self, value: _Value) -> tuple[int, ...]:
     """Of one example's result, before it was broadcast."""
-    return self.layers[value.index - 1].shape if value.index else self._image_shape
+    return self.value(value.index).shape[1:]
 
   def _results(self, equation: Any, inputs: list[Any]) -> Sequence[Any]:
     name, params = equation.primitive.name, equation.params
@@ -101,8 +106,8 @@ class _Tracer:
       constants = {f'input{at}': value for at, value in enumerate(inputs)
                    if not isinstance(value, _Value)
                    and jnp.issubdtype(jnp.result_type(value), jnp.number)}
-      result = self.add(name, values, shape, {'params': str(params)}, **constants)
-    return [result] * len(equation.outvars)
+      result = self.add(f'lax.{name}', values, shape, {'params': str(params)}, **constants)
+    return [_Value(result.index, variable.aval.shape) for variable in equation.outvars]
 
 
 def _affine(tracer: _Tracer, value: _Value, shape: Sequence[int], scale: Any,
@@ -230,8 +235,15 @@ def _reduce(kind: str, tracer: _Tracer, params: Any, shape: Sequence[int],
 def _reshape(tracer: _Tracer, params: Any, shape: Sequence[int], x: _Value) -> _Value | None:
   if shape[0] != x.shape[0]:
     return None
-  if tuple(shape) == x.shape:
-    return x
+  if tuple(shape[1:]) == tracer.shape(x):
+    return _Value(x.index, tuple(shape))
+  before = tracer.layers[x.index - 1] if x.index else None
+  if before and before.kind in ('flatten', 'reshape'):
+    return _reshape(tracer, params, shape, tracer.value(before.inputs[0]))
+  if before and before.kind == 'affine' and all(
+      array.ndim == 0 for array in before.arrays.values()):
+    y = _reshape(tracer, params, shape, tracer.value(before.inputs[0]))
+    return y and _affine(tracer, y, shape, before.arrays['scale'], before.arrays['shift'])
   if len(shape) == 2:
     return tracer.add('flatten', [x], shape)
   return tracer.add('reshape', [x], shape, {'shape': _whole(shape[1:])})

@@ -166,7 +166,8 @@ class Work:
       lots.setdefault(features(member.config), []).append(member)
     one = self.equipment.programs
     return [(self.equipment.with_programs(Programs(
-        lot[0].config, one.mesh, one.image_shape, one.num_classes, one.train_examples)), lot)
+        lot[0].config, one.mesh, one.image_shape, one.num_classes, one.train_examples,
+        one.class_counts)), lot)
             for lot in lots.values()]
 
   def _hold(self, member: Member) -> Workdir:

@@ -195,6 +195,11 @@ class Group(Trainer):
     for k, (config, workdir) in enumerate(self.members):
       records = [epoch['members'][workdir.path.name] for epoch in epochs
                  if workdir.path.name in epoch['members']]
+      if len(records) != self.progress.members[k].epoch:
+        raise CheckpointError(f'{self.history.path} has {len(records)} epochs of '
+                              f'{workdir.path.name}, which trained '
+                              f'{self.progress.members[k].epoch}; put the file back, or choose '
+                              'another --workdir.')
       workdir.history.replace(records)
       if self.progress.bad_steps[k] >= 0:
         files.write_json(workdir.path / 'diverged.json', {'message': self._why(k)})
@@ -204,7 +209,7 @@ class Group(Trainer):
       lane = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
       _save_member(workdir, own, lane(best), lane(state))
       results[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
-                                                with_report=with_report)
+                                              lane(best).variables(), with_report=with_report)
     self.checkpoints.close()
     shutil.rmtree(self.directory)
     return results

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_jax.errors import ExportError
 from fmnist_jax.storage.files import replace_folder
+
+if TYPE_CHECKING:
+  from fmnist_jax.graph import Graph
 
 MISTAKES = 20  # shown in a report
 SAMPLES = 10  # training images shown of each class
+MOST_WEIGHTS = 3_000_000  # of a network in a page: 8 MB of it
 
 
 def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
           results: Mapping[str, Any], probabilities: np.ndarray, labels: np.ndarray,
           images: np.ndarray, train_images: np.ndarray, train_labels: np.ndarray,
-          class_names: Sequence[str], config: Mapping[str, Any],
+          class_names: Sequence[str], config: Mapping[str, Any], network: Graph | str,
           validation_labels: np.ndarray | None = None) -> None:
   """Writes WORKDIR/report/: report.html and the pictures in it as PNG files.
 
@@ -35,13 +40,14 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
     train_labels: of all images trained on, integers, at least M.
     class_names: K names.
     config: the object of config.json.
+    network: for the card "Try it", or a sentence that says why there is none.
     validation_labels: of the images held out of training; None when there are none.
 
   Raises:
     WorkdirError: when the folder cannot be written.
   """
   # Here, because matplotlib takes longer to import than the rest of this library.
-  from fmnist_jax.report import canvas, examples, page, pictures
+  from fmnist_jax.report import canvas, examples, page, pictures, try_it
 
   num_classes = len(class_names)
   samples = examples.first_of_each_class(train_images, train_labels[:len(train_images)],
@@ -69,10 +75,36 @@ def write(workdir: pathlib.Path, *, history: Sequence[Mapping[str, Any]],
     files['mistakes.png'] = canvas.png(
         pictures.mistakes(wrong, right, class_names, canvas.LIGHT))
   text = page.render(history=history, results=results, config=config, class_names=class_names,
-                     charts=charts, samples=samples, wrong=wrong, right=right)
+                     charts=charts, samples=samples, wrong=wrong, right=right,
+                     card=try_it.card(network, images, labels, results['split']))
   # A path in the config may hold bytes that are no characters.
   files['report.html'] = text.encode('utf-8', 'backslashreplace')
   replace_folder(workdir / 'report', files)
+
+
+def check_weights(count: int) -> None:
+  """Raises ExportError for a network of more weights than a page can hold."""
+  if count > MOST_WEIGHTS:
+    raise ExportError(f'The network has {count:,} weights, and a page holds at most '
+                      f'{MOST_WEIGHTS:,}.')
+
+
+def try_it_page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str,
+                title: str) -> bytes:
+  """An HTML file with nothing but the card "Try it". Equal arguments give equal bytes.
+
+  Args:
+    network: what it runs.
+    images: of a split, uint8 [N, H, W, C]: the first of each class can be clicked.
+    labels: their classes, integers [N].
+    split: its name.
+    title: of the page.
+
+  Raises:
+    ExportError: for a network that a page cannot run.
+  """
+  from fmnist_jax.report import try_it
+  return try_it.page(network, images, labels, split, title).encode('utf-8', 'backslashreplace')
 
 
 def classification_table(results: Mapping[str, Any]) -> str:

@@ -6,21 +6,18 @@ small images, words and numbers are HTML, which flows on a narrow screen.
 
 from __future__ import annotations
 
-import base64
 import html
-import importlib.resources
-import io
 import json
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.image import imsave
 
 from fmnist_jax import metrics
-from fmnist_jax.report.canvas import UNSTAMPED, percent
+from fmnist_jax.report import document
+from fmnist_jax.report.canvas import percent
 from fmnist_jax.report.examples import Example
+from fmnist_jax.report.try_it import Card
 
 MOST_PAIRS = 8  # confused pairs put in words
 
@@ -28,23 +25,14 @@ ALTERNATIVES = {  # what each chart shows, for those who cannot see it
     'curves': 'Loss and accuracy by epoch: training as trained, clean training, validation.',
     'confusion_matrix': 'Confusion matrix: true classes in rows, predicted classes in columns.',
     'per_class': 'Bars of precision, recall and F1 of each class; the numbers are in the table.',
-    'class_distribution': 'Bars of how many examples of each class every split has.',
+    'class_distribution': 'How many examples of each class every split has.',
 }
 
 
-def _data_uri(png: bytes) -> str:
-  return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')
-
-
 def _chart(name: str, light: bytes, dark: bytes) -> str:
-  return (f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-          f'<img src="{_data_uri(light)}" alt="{html.escape(ALTERNATIVES[name])}"></picture>')
-
-
-def _image(image_HxWx3: np.ndarray, description: str) -> str:
-  file = io.BytesIO()
-  imsave(file, image_HxWx3, format='png', metadata=UNSTAMPED)
-  return f'<img src="{_data_uri(file.getvalue())}" alt="{html.escape(description)}">'
+  light_uri, dark_uri = document.data_uri(light), document.data_uri(dark)
+  return (f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark_uri}">'
+          f'<img src="{light_uri}" alt="{html.escape(ALTERNATIVES[name])}"></picture>')
 
 
 def duration(seconds: float) -> str:
@@ -108,7 +96,7 @@ def _example(example: Example, class_names: Sequence[str]) -> str:
   wrong = example.true != example.predicted
   said = (f'<br><span class="guess">{html.escape(predicted)} '
           f'{percent(example.probability)}</span>' if wrong else '')
-  image = _image(example.image_HxWx3, f'{true}, image {example.place}')
+  image = document.image(example.image_HxWx3, f'{true}, image {example.place}')
   return (f'<figure class="example">{image}<figcaption><b>{html.escape(true)}</b> '
           f'<span class="muted">{percent(example.probability_of_truth)}</span>{said}'
           '</figcaption></figure>')
@@ -147,7 +135,7 @@ def _table(results: Mapping[str, Any]) -> str:
 def _samples(samples: Sequence[Sequence[np.ndarray]], class_names: Sequence[str]) -> str:
   strips = []
   for name, images in zip(class_names, samples):
-    shown = ''.join(_image(image, name) for image in images)
+    shown = ''.join(document.image(image, name) for image in images)
     strips.append(f'<div class="strip"><span>{html.escape(name)}</span><div>{shown}</div></div>')
   return ''.join(strips)
 
@@ -183,7 +171,7 @@ def _banner(results: Mapping[str, Any]) -> str:
 def render(*, history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
            config: Mapping[str, Any], class_names: Sequence[str],
            charts: Mapping[str, tuple[bytes, bytes]], samples: Sequence[Sequence[np.ndarray]],
-           wrong: Sequence[Example], right: Sequence[Example]) -> str:
+           wrong: Sequence[Example], right: Sequence[Example], card: Card) -> str:
   """The whole page.
 
   Args:
@@ -195,18 +183,19 @@ def render(*, history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
     samples: for each class some images, uint8 [H, W, 3].
     wrong: mistakes to show, in order.
     right: right answers to show, in order.
+    card: the network, to try it.
   """
-  template = importlib.resources.files(__package__).joinpath('page.html').read_text('utf-8')
   accuracy = f'{100 * results["accuracy"]:.2f}%'
   what = f'{results["dataset"]} · {config["model"]["type"]}'
-  return string.Template(template).substitute(
-      {name: _chart(name, *charts[name]) for name in ALTERNATIVES},
-      title=html.escape(f'{accuracy} · {what}'),
+  body = document.filled(
+      'report.html',
+      **{name: _chart(name, *charts[name]) for name in ALTERNATIVES},
       banner=_banner(results),
       eyebrow=html.escape(f'{what} · seed {results["seed"]} · {results["split"]} split'),
       accuracy=accuracy,
       sentence=_sentence(results),
       tiles=_tiles(history, results),
+      card=card.body,
       gap=_gap(history, results['best_epoch']),
       pairs=_pairs(results, class_names),
       mistakes=_mistakes(wrong, right, class_names),
@@ -214,3 +203,4 @@ def render(*, history: Sequence[Mapping[str, Any]], results: Mapping[str, Any],
       samples=_samples(samples, class_names),
       settings=_settings(results, config),
   )
+  return document.whole(html.escape(f'{accuracy} · {what}'), body, card.script)

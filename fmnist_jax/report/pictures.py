@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb as color_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fmnist_jax.report.canvas import (
     WIDTH,
@@ -150,9 +151,14 @@ def _grouped_bars(groups: Sequence[tuple[str, str, Sequence[float], Sequence[str
   axes.grid(axis='x', color=theme.grid, linewidth=0.8)
   axes.set_xlabel(label, color=theme.ink)
   put_title(figure, title, theme)
-  put_legend(axes, theme, loc='lower left', bbox_to_anchor=(-0.01, 1.0), ncols=3, borderaxespad=0.2,
-          columnspacing=1.4)
+  _put_legend_below_title(figure, axes, theme)
   return figure
+
+
+def _put_legend_below_title(figure: Figure, axes: Axes, theme: Theme) -> None:
+  put_legend(figure, theme, handles=axes.get_legend_handles_labels()[0], loc='upper left', ncols=3,
+             bbox_to_anchor=(0.05 / WIDTH, 1 - 0.32 / figure.get_figheight()), borderaxespad=0,
+             columnspacing=1.4)
 
 
 def per_class(scores: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
@@ -177,6 +183,8 @@ def class_distribution(labels: Mapping[str, np.ndarray], class_names: Sequence[s
                        theme: Theme) -> Figure:
   """The share of each class in each split as bars, with its number of examples.
 
+  Of more classes than can have numbers, the numbers by rank, the largest class first.
+
   Args:
     labels: name of a split -> its labels [N].
     class_names: K names.
@@ -184,20 +192,35 @@ def class_distribution(labels: Mapping[str, np.ndarray], class_names: Sequence[s
   """
   counts = {split: np.bincount(values, minlength=len(class_names))
             for split, values in labels.items()}
-  title, half = 'Examples of each class', MOST_ROWS // 2
-  if len(class_names) > MOST_ROWS:
-    order = np.argsort(-next(iter(counts.values())), kind='stable')
-    shown = np.concatenate([order[:half], order[-half:]])
-    class_names = [class_names[i] for i in shown]
-    title = f'Examples of the {half} largest and {half} smallest classes'
-  else:
-    shown = np.arange(len(class_names))
-  groups = [(f'{split} ({count.sum():,})', color,
-             list(100 * count[shown] / max(count.sum(), 1)),
-             [f'{n:,}' for n in count[shown]])
-            for (split, count), color in zip(counts.items(),
-                                             (theme.first, theme.second, theme.third))]
-  return _grouped_bars(groups, class_names, title, 'share of the split (%)', theme)
+  splits = [(f'{split} ({count.sum():,})', color, count) for (split, count), color in zip(
+      counts.items(), (theme.first, theme.second, theme.third))]
+  if len(class_names) > MOST_BARS_WITH_NUMBERS:
+    return _ranked(splits, class_names, theme)
+  groups = [(legend, color, list(100 * count / max(count.sum(), 1)), [f'{n:,}' for n in count])
+            for legend, color, count in splits]
+  return _grouped_bars(groups, class_names, 'Examples of each class', 'share of the split (%)',
+                       theme)
+
+
+def _ranked(splits: Sequence[tuple[str, str, np.ndarray]], class_names: Sequence[str],
+            theme: Theme) -> Figure:
+  """Counts of (legend, colour, int [K]) by the rank of the first, on a scale of powers of ten."""
+  figure = new_figure(3.6, theme)
+  axes = new_axes(figure, theme, left=0.9, right=0.2, top=0.65, bottom=0.5)
+  order = np.argsort(-splits[0][2], kind='stable')
+  ranks = np.arange(1, len(order) + 1)
+  for legend, color, count in splits:
+    axes.plot(ranks, count[order], '.', color=color, markersize=4, label=legend)
+  axes.set_yscale('symlog', linthresh=1, linscale=0.3)
+  axes.set_ylim(-0.3, 2 * max(count.max() for _, _, count in splits))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+  axes.grid(axis='y', color=theme.grid, linewidth=0.8)
+  axes.set_ylabel('examples', color=theme.ink)
+  largest, smallest = (short(class_names[order[i]]) for i in (0, -1))
+  axes.set_xlabel(f'classes by size, from {largest} to {smallest}', color=theme.ink)
+  put_title(figure, f'Examples of each of the {len(order):,} classes', theme)
+  _put_legend_below_title(figure, axes, theme)
+  return figure
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:

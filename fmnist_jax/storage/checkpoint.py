@@ -288,7 +288,8 @@ class Checkpoints:
       except manifest.NewerFormatError:
         raise
       except CheckpointError as error:
-        logging.warning('%s Falling back to the checkpoint before it.', error)
+        if self._path(step).is_dir():  # Else a trainer at work has removed it meanwhile.
+          logging.warning('%s Falling back to the checkpoint before it.', error)
     if steps:
       raise CheckpointError(f'None of the checkpoints in {self.directory} (steps '
                             f'{", ".join(map(str, steps))}) is intact; delete that directory to '
@@ -451,6 +452,9 @@ def _read_arrays(directory: pathlib.Path, contents: Mapping[str, Any],
   try:
     handler, _ = _handler()
     # Shapes first: what does not fit is not read, however large it claims to be.
+    if (directory / 'state' / '_METADATA').stat().st_size > readback.LARGEST_JSON:
+      raise CheckpointError(f'The checkpoint {directory} is damaged: its list of arrays is larger '
+                            f'than {readback.LARGEST_JSON:,} bytes.')
     stored = handler.metadata(directory / 'state').tree
     wanted = choose({name: (np.dtype(array.dtype).name, tuple(array.shape))
                      for name, array in stored.items()})

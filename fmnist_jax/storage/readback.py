@@ -103,7 +103,18 @@ def _is_plain(value: Any, form: Form) -> bool:
 
 
 def history_problem(records: Sequence[Mapping[str, Any]]) -> str | None:
-  """What keeps records from being metrics.jsonl of epochs 1, 2, 3 ...; see `problem`."""
+  """What keeps records from being metrics.jsonl of epochs 1, 2, 3 ...; see `problem`.
+
+  Those of a group hold the records of all its members, each for as long as it trained.
+  """
+  if records and 'members' in records[0]:
+    for number, record in enumerate(records, 1):
+      if found := problem(record, {'step': _COUNT, 'members': {str: {}}}):
+        return f'line {number}: {found}'
+    members = {name: [record['members'][name] for record in records if name in record['members']]
+               for name in records[0]['members']}
+    return next((f'{name}, {found}' for name, those in members.items()
+                 if (found := history_problem(those))), None)
   for number, record in enumerate(records, 1):
     validated = {name: form for name, form in _VALIDATED.items()
                  if _VALIDATED.keys() & records[0].keys()}
@@ -128,10 +139,9 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
 def content(path: str | os.PathLike[str]) -> bytes:
   """All of a file of JSON; raises OSError for one that is none, or larger than any of ours."""
   with open_regular(path) as file:
-    found = file.read(LARGEST_JSON + 1)
-  if len(found) > LARGEST_JSON:
-    raise OSError(0, f'it is larger than {LARGEST_JSON:,} bytes', os.fspath(path))
-  return found
+    if os.fstat(file.fileno()).st_size > LARGEST_JSON:
+      raise OSError(0, f'it is larger than {LARGEST_JSON:,} bytes', os.fspath(path))
+    return file.read(LARGEST_JSON)
 
 
 def arrays(file: BinaryIO, wanted: Collection[str], *,
@@ -161,7 +171,7 @@ def arrays(file: BinaryIO, wanted: Collection[str], *,
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[:1 + packed]:
           raise ValueError(f'{name} is packed in another way than numpy does')
         with archive.open(info) as member:
-          shape, dtype = _header(member)
+          shape, dtype = array_header(member)
         size = math.prod(shape) * dtype.itemsize
         # Deflate packs at most 1,032 to one.
         if size > info.file_size or info.file_size > 1032 * min(info.compress_size, whole) + 1032:
@@ -179,7 +189,12 @@ def arrays(file: BinaryIO, wanted: Collection[str], *,
     raise ValueError(text or type(error).__name__) from error
 
 
-def _header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+def array_header(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+  """Shape and type of the array that a .npy file holds, read up to its first number.
+
+  Raises:
+    ValueError: for a header that is none, or of what is no array of numbers.
+  """
   version = np.lib.format.read_magic(member)
   read, size = {(1, 0): (np.lib.format.read_array_header_1_0, 2),
                 (2, 0): (np.lib.format.read_array_header_2_0, 4)}.get(version, (None, 0))

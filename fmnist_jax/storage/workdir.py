@@ -112,7 +112,7 @@ class History:
     if len(kept) != epochs:
       raise CheckpointError(f'{self.path} has {len(kept)} epochs, but the checkpoint was saved '
                             f'after {epochs}; put the file back, or choose another --workdir.')
-    found = None if kept and 'members' in kept[0] else readback.history_problem(kept)
+    found = readback.history_problem(kept)
     if found:
       raise CheckpointError(f'{self.path} is damaged ({found}); put the file back, or choose '
                             'another --workdir.')
