@@ -57,6 +57,12 @@ class Part(DataSource):
       return np.flatnonzero(np.isin(labels, classes))
     kept, test = part(labels), part(test_labels)
     kept = np.random.default_rng(self.draw).permutation(kept)
+    # The first of each class, then the second, and so on: as many of each in a hundred images.
+    rank = np.empty(len(kept), int)
+    for k in classes:
+      own = np.flatnonzero(labels[kept] == k)
+      rank[own] = range(len(own))
+    kept = kept[np.argsort(rank, kind='stable')]
     number = lambda labels: np.searchsorted(classes, labels)
     return Dataset.of_arrays(
         f'{self.name}, {len(classes)} classes', images[kept], number(labels[kept]),
