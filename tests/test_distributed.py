@@ -97,6 +97,7 @@ def test_two_processes_compute_what_one_does(whole, tmp_path):
   assert np.sum(found['confusion_matrix']) == 61 and found['device'] == expected['device']
 
 
+@pytest.mark.slow
 def test_interrupted_and_killed_the_run_ends_with_the_same_bits(whole, tmp_path):
   # Streamed, of which each process reads its part, where the other run was resident; and saved as
   # soon as process 0's clock says so, at steps that differ from start to start.

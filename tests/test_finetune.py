@@ -251,6 +251,7 @@ def test_it_resumes_to_the_same_bits_without_the_other_run(frozen, tmp_path):
     train_and_evaluate(changed, tmp_path / 'another')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['independent', 'vectorized'])
 def test_members_of_a_population_start_from_the_same_weights(source, tmp_path, mode):
   shutil.copytree(source, tmp_path / 'copy')

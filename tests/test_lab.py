@@ -73,6 +73,7 @@ def test_it_learns_and_everything_written_is_right(whole):
   assert 'patterns' in page and all(name in page for name in parts.CLASSES)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bits(whole, tmp_path):
   env = {**os.environ, 'PYTHONPATH': str(TESTS.parent), 'XLA_FLAGS': '', 'PYTHONUNBUFFERED': '1'}
   # Sooner than an epoch, so that it is killed within one.
@@ -101,6 +102,7 @@ def test_it_is_evaluated_when_told_where_its_parts_are(whole, more):
   assert again['loss'] == pytest.approx(runs.results(whole)['loss'], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_installed_its_config_json_is_a_config(whole, tmp_path):
   arguments = [f'--config={whole / "config.json"}', '--import=lab.parts', '--config.model.width=8',
                '--config.train.epochs=1', f'--workdir={tmp_path / "run"}']
@@ -135,6 +137,7 @@ def test_it_predicts(whole):
   np.testing.assert_allclose(model.predict(images / 255), model.predict(images), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['independent', 'vectorized'])
 def test_it_is_a_population(whole, tmp_path, mode):
   vary = {'model.skip': [0.1, 0.3], 'optim.schedule.peak': [0.4], 'loss.gamma': [2.0]}
@@ -157,6 +160,7 @@ def _no_report(monkeypatch):
   monkeypatch.setattr(report, 'write', lambda *_, **__: None)
 
 
+@pytest.mark.slow
 def test_a_step_on_four_devices_is_the_step_on_one(tmp_path):
   states = []
   for devices in (1, 4):
@@ -361,6 +365,7 @@ def test_of_a_bare_module_no_precision_is_claimed_that_it_does_not_have():
   assert train.resolve(asked, 'cpu', resident=True).train.precision == 'bfloat16'
 
 
+@pytest.mark.slow
 def test_what_a_script_defines_is_named_so_that_others_can_import_it(tmp_path):
   (tmp_path / 'script.py').write_text(
       'import flax.linen as nn\nimport fmnist_jax\n'
@@ -410,6 +415,7 @@ def test_data_may_be_given_and_every_record_is_told(tmp_path, no_report):
     fmnist_jax.train_and_evaluate(lab(**{'train.epochs': 2}), tmp_path / 'run', dataset=other)
 
 
+@pytest.mark.slow
 def test_as_a_library_nothing_of_the_program_is_touched(tmp_path):
   code = ('import logging, os, signal\n'
           'from absl import logging as absl_logging\n'

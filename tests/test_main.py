@@ -48,6 +48,7 @@ def test_the_default_workdir_is_named_after_the_config():
   assert main.parse(['--config=configs/mlp.py'])[0].workdir == pathlib.Path('runs/mlp')
 
 
+@pytest.mark.slow
 def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
   code, out, err = run(TINY, tmp_path)
   assert code == 0, err

@@ -478,6 +478,7 @@ def in_a_process_of_its_own(program, *args):
   ).stdout
 
 
+@pytest.mark.slow
 @needs_onednn
 def test_bits_are_the_same_in_every_process_and_for_any_number_of_threads():
   assert len({in_a_process_of_its_own(_BITS, cores) for cores in ('1', 'all', 'all')}) == 1

@@ -114,6 +114,7 @@ def test_one_after_another_has_the_bits_of_the_run_alone(independent, tmp_path, 
   assert workdir.read_config(member) == workdir.read_config(tmp_path / 'alone')
 
 
+@pytest.mark.slow
 def test_members_in_threads_have_the_bits_of_the_run_alone(tmp_path):
   one = config(devices=1, epochs=2)
   train_and_evaluate(one, tmp_path / 'alone')

@@ -31,6 +31,7 @@ def test_there_are_two():
   assert len(EXAMPLES) == 2
 
 
+@pytest.mark.slow
 def test_what_is_brought_trains_as_its_page_says(tmp_path):
   page = (README.parent / 'docs' / 'bring_your_own.md').read_text()
   example, = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)

@@ -60,6 +60,7 @@ def test_a_fresh_run_has_the_same_bits(whole, tmp_path):
   runs.assert_same_run(whole, tmp_path / 'run')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [1, 4])
 def test_ten_runs_have_the_same_bits(tmp_path, devices):
   config = config_lib.validate(runs.full_config(epochs=1, devices=devices))
@@ -236,6 +237,7 @@ time_t time(time_t *out) {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which('cc') is None, reason='there is no C compiler')
 def test_a_clock_that_jumps_by_hours_changes_no_bit_and_no_duration(whole, tmp_path):
   (tmp_path / 'clock.c').write_text(JUMPING_CLOCK)

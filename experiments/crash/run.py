@@ -11,6 +11,7 @@ gcc.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import pathlib
@@ -73,10 +74,21 @@ def main(interrupt: Interrupt) -> None:
       if part != 'report':
         _try(part, campaign, args.quick)
     found = summary.summarize(campaign)
-    results: dict[str, Any] = {**found, 'seconds': seconds(), 'versions': machine.versions(),
-                               'device': _processor()}
-  experiment.save(results, f'{summary.text(results)}\n\n{record.where(results)}, Linux '
-                  f'{platform.release()}. All took {record.duration(results["seconds"])}.')
+    kept = _kept(found, experiment.output / 'results.json')
+    results: dict[str, Any] = {**found, **kept, 'seconds': seconds(),
+                               'versions': machine.versions(), 'device': _processor()}
+  text = (f'{summary.text(results)}\n\n{record.where(results)}, Linux {platform.release()}. All '
+          f'took {record.duration(results["seconds"])}.')
+  if earlier := [part for part in PARTS if part in kept]:
+    text += f' Of an earlier campaign are: {", ".join(earlier)}.'
+  experiment.save(results, text)
+
+
+def _kept(found: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """What an earlier campaign found of parts that were not tried in this one."""
+  earlier = json.loads(path.read_text()) if path.exists() else {}
+  return {name: earlier[name] for name, value in found.items()
+          if name in earlier and name != 'wrong' and not value}
 
 
 def _try(part: str, campaign: Any, quick: bool) -> None:
