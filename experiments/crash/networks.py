@@ -17,8 +17,8 @@ import same
 import watch
 from campaign import Campaign
 
-_ARGUMENTS = (*watch.RUN, '--config.train.epochs=6', '--config.train.checkpoint_every_seconds=0.1',
-              '--config.data.batch_size=20', '--config.evaluate.batch_size=4')
+_ARGUMENTS = (*watch.RUN, '--config.train.epochs=4', '--config.train.checkpoint_every_seconds=0.1',
+              '--config.data.batch_size=100', '--config.evaluate.batch_size=20')
 _LIMIT = 300  # Seconds of two processes; jax gives up one that is gone after 100.
 _ATTEMPTS = 500  # Connections that a stranger makes at most.
 
@@ -99,6 +99,8 @@ def _trial(campaign: Campaign, kind: str, number: int, expected: dict[str, Any])
       seen['wrong'].append(f'exit codes {codes} of an unfinished run')
     seen['wrong'] += same.unreadable(workdir)
     codes, said = _both(campaign, workdir)
+  if kind in STRANGERS and not seen['connections']:
+    seen['wrong'].append('nobody could connect')
   if any(codes):
     seen['wrong'].append(f'exit codes {codes}: {said[-2000:]}')
   else:
@@ -138,10 +140,11 @@ def _listening(port: int, both: list[subprocess.Popen]) -> None:
   """Waits until process 0 listens, or one of both has ended; connects to nothing."""
   wanted = f':{port:04X} '
   while all(process.poll() is None for process in both):
-    # 0A: it listens.
-    lines = pathlib.Path('/proc/net/tcp').read_text().splitlines()[1:]
-    if any(wanted in line and line.split()[3] == '0A' for line in lines):
-      return
+    # An address of version 4 may be listed as one of version 6. 0A: it listens.
+    for table in ('tcp', 'tcp6'):
+      lines = pathlib.Path(f'/proc/net/{table}').read_text().splitlines()[1:]
+      if any(wanted in line.split()[1] + ' ' and line.split()[3] == '0A' for line in lines):
+        return
     time.sleep(0.02)
 
 

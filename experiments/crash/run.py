@@ -77,8 +77,7 @@ def main(interrupt: Interrupt) -> None:
     kept = _kept(found, experiment.output / 'results.json')
     results: dict[str, Any] = {**found, **kept, 'seconds': seconds(),
                                'versions': machine.versions(), 'device': _processor()}
-  text = (f'{summary.text(results)}\n\n{record.where(results)}, Linux {platform.release()}. All '
-          f'took {record.duration(results["seconds"])}.')
+  text = f'{summary.text(results)}\n\n{record.where(results)}, Linux {platform.release()}.'
   if earlier := [part for part in PARTS if part in kept]:
     text += f' Of an earlier campaign are: {", ".join(earlier)}.'
   experiment.save(results, text)
