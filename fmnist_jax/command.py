@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fmnist_jax import machine
 from fmnist_jax.errors import ConfigError, UserError, one_line
@@ -24,7 +25,29 @@ if TYPE_CHECKING:
 
 
 class Parser(argparse.ArgumentParser):
-  """Tells a mistake as all others are told: one sentence, exit code 1."""
+  """Tells a mistake as all others are told: one sentence, exit code 1. Takes no abbreviations."""
+
+  def __init__(self, **how: Any):
+    """Args: as of argparse."""
+    self._options: list[str] = []
+    super().__init__(allow_abbrev=False, **how)
+
+  def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+    """See argparse."""
+    action = super().add_argument(*names, **how)
+    self._options += action.option_strings
+    return action
+
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """See argparse; an option that is none is told before one that is missing."""
+    args = sys.argv[1:] if args is None else list(args)
+    for argument in args[:args.index('--')] if '--' in args else args:
+      name = argument.partition('=')[0]
+      if name.startswith('--') and name not in self._options:
+        close = difflib.get_close_matches(name, self._options, 1, 0.75)
+        raise ConfigError(f'There is no option {argument}; '
+                          + (f'did you mean {close[0]}?' if close else 'see --help.'))
+    return super().parse_known_args(args, namespace)
 
   def error(self, message: str) -> NoReturn:
     """Raises ConfigError."""

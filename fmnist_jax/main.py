@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], Place | N
   rest, overrides = command.split_overrides(argv)
   parser = command.Parser(
       prog='python -m fmnist_jax.main', description=_DESCRIPTION, add_help=False,
-      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+      formatter_class=argparse.RawDescriptionHelpFormatter)
   command.add_config_arguments(
       parser, 'where everything is written; a run found there is continued (default: runs/<name '
       'of the config file>)')
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], Place | N
   parser.add_argument('--processes', metavar='N', help='how many processes share the run')
   parser.add_argument('--process', metavar='I', help='which of them this is: 0 to N - 1')
   parser.add_argument('-h', '--help', action='store_true', help='shows this and every field')
-  args, unknown = parser.parse_known_args(rest)
+  args = parser.parse_args(rest)
   if args.help:
     from fmnist_jax import config_file
     config = command.load_config(args, overrides)
@@ -49,10 +49,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], Place | N
     print(f'\nfields of {args.config}, with their values:\n')
     print(config_file.describe(config))
     sys.exit(0)
-  if unknown:
-    raise ConfigError(f'There is no option {unknown[0]}; the options are --config, --workdir, '
-                      '--import, --coordinator, --processes, --process and '
-                      '--config.SECTION.FIELD=VALUE (see --help).')
   place = _place(args.coordinator, args.processes, args.process)
   from fmnist_jax import config_file
   args.workdir = pathlib.Path(

@@ -205,7 +205,9 @@ def test_arguments_are_refused_in_one_line(monkeypatch, capsys, arguments, says)
 @pytest.mark.parametrize(('arguments', 'says'), [
     ([], 'The following arguments are required: --workdir; see --help.'),
     (['--workdir=x', '--split=train'], "Argument --split: invalid choice: 'train'"),
-    (['--workdir=x', '--step=3'], 'Unrecognized arguments: --step=3; see --help.')])
+    (['--workdir=x', '--step=3'], 'There is no option --step=3; see --help.'),
+    (['--wrkdir=x'], 'There is no option --wrkdir=x; did you mean --workdir?'),
+    (['x', '--workdir=x'], 'Unrecognized arguments: x; see --help.')])
 def test_arguments_of_evaluate_are_refused_in_one_sentence(arguments, says):
   with pytest.raises(ConfigError) as caught:
     evaluate.main(None, arguments)

@@ -465,7 +465,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, mode):
 @pytest.mark.parametrize(('arguments', 'says'), [
     (['--seeds=0'], 'error: --seeds is 0; it must be at least 1.'),
     (['--seeds=' + '9' * 30], f'error: --seeds and --vary make {10**30 - 1:,} members; there can'),
-    (['--sedes=2'], 'error: There is no option --sedes=2; see --help'),
+    (['--sedes=2'], 'error: There is no option --sedes=2; did you mean --seeds?'),
     (['--seeds=two'], "error: --seeds is 'two'; it must be a whole number."),
     (['--config=nowhere'], 'error: There is no config file nowhere'),
     (['--config.train.epochs=0'], 'error: train.epochs is 0; it must be at least 1.'),

@@ -33,7 +33,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   """Reads the command line and trains."""
   rest, overrides = command.split_overrides(sys.argv[1:] if argv is None else argv)
   parser = command.Parser(prog='python -m fmnist_jax.population',
-                          description=_DESCRIPTION, allow_abbrev=False)
+                          description=_DESCRIPTION)
   command.add_config_arguments(
       parser, 'where everything is written; a population found there is continued (default: '
       'runs/CONFIG_xSEEDS)')
@@ -49,9 +49,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--at_once', default='0', metavar='N', help='most members in one vectorised '
                       'program, or most that train at a time; 0: as many as memory and cores '
                       'allow (default)')
-  args, unknown = parser.parse_known_args(rest)
-  if unknown:
-    raise ConfigError(f'There is no option {unknown[0]}; see --help for those there are.')
+  args = parser.parse_args(rest)
   from fmnist_jax import config_file, machine, settings
   number = settings.Kind(int, False, False)
   seeds = settings.parse('--seeds', args.seeds, number)
