@@ -191,7 +191,7 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
     raise DivergenceError(f'The best model gives {split} images probabilities that are not finite; '
                           'train again with a lower optim.learning_rate or with optim.clip_norm.')
   # Of few runs there is something to say here.
-  special = {'lost_epoch': progress.get('lost_epoch'), 'init_from': progress['init_from'],
+  special = {'lost_epoch': progress['lost_epoch'], 'init_from': progress['init_from'],
              'trained_parameters': trained if trained < parameters else None}
   return {
       **{name: value for name, value in special.items() if value is not None},

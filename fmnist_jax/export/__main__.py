@@ -17,8 +17,8 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
       description='Writes a trained model for other programs: ONNX in float32 and in 8 bits, '
       'safetensors, StableHLO, and a model card; after each gave the right probabilities.')
   command.add_run_arguments(parser)
-  parser.add_argument('--output', required=True, metavar='DIR', help='folder to write; one that an '
-                      'export wrote is replaced; with --page the file to write')
+  parser.add_argument('--output', required=True, metavar='PATH', help='folder to write; one that '
+                      'an export wrote is replaced; with --page the file to write')
   parser.add_argument('--page', action='store_true', help='writes one HTML file that classifies '
                       'pictures and drawings in a browser, and nothing else')
   parser.add_argument('--data_dir', default='', help='folder with the data set\'s files, if not '

@@ -36,7 +36,7 @@ SOURCE = {'workdir': str, 'step': _COUNT, 'sha256': str, 'taken': [str], 'fresh'
           'left': [str]}
 _MEMBER = {'epoch': _COUNT, 'best_epoch': _COUNT, 'best_step': _COUNT, 'best_value': (float, None),
            'best_validation_accuracy': (float, None), 'finished': bool, 'seconds': _SECONDS,
-           'init_from': (SOURCE, None)}
+           'lost_epoch': (_COUNT, None), 'init_from': (SOURCE, None)}
 # What checkpoints hold beside their arrays: `trainer.Progress`, `vectorized.GroupProgress`.
 PROGRESS = {**_MEMBER, 'data': _DATA}
 GROUP_PROGRESS = {'members': [{**_MEMBER, 'data': {}}], 'bad_steps': [range(-1, 2**31)],
