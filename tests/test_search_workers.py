@@ -280,13 +280,18 @@ def test_a_search_survives_kill_9_of_its_workers(tmp_path):
   arguments = ('--trials=8', '--workdir=run', '--pruner=none')
   workers = [start(tmp_path, *arguments) for _ in range(2)]
   try:
-    for _ in range(4):
+    for kill in (True, False, True, True):
       time.sleep(chance.uniform(3, 9))
       victim = chance.randrange(2)
-      workers[victim].kill()
-      workers[victim].communicate()
-      workers[victim] = start(tmp_path, *arguments)
-    said = [worker.communicate(timeout=300) for worker in workers]
+      if kill:
+        workers[victim].kill()
+        workers[victim].communicate()
+        workers[victim] = start(tmp_path, *arguments)
+      else:  # Longer than its lease: the other one takes its trial, and it must let go.
+        workers[victim].send_signal(signal.SIGSTOP)
+        time.sleep(6)
+        workers[victim].send_signal(signal.SIGCONT)
+    said = [worker.communicate(timeout=900) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
   finally:
     for worker in workers:
@@ -302,11 +307,11 @@ def test_a_signal_gives_trials_back_and_the_same_command_goes_on(tmp_path):
     assert process.poll() is None
     time.sleep(0.05)
   process.send_signal(signal.SIGTERM)
-  _, err = process.communicate(timeout=60)
+  _, err = process.communicate(timeout=300)
   assert process.returncode == 143 and 'Interrupted by SIGTERM.' in err
   begun, = tmp_path.glob('run/trials/*')
   process = start(tmp_path, '--trials=3', '--workdir=run', '--config.train.epochs=30')
-  assert process.communicate(timeout=300)[1] == '' and process.returncode == 0
+  assert process.communicate(timeout=900)[1] == '' and process.returncode == 0
   found = check(tmp_path / 'run', 3)
   assert found['trials'][0]['name'] == begun.name.partition('.')[0]
 
@@ -377,19 +382,19 @@ def test_leases_in_postgresql(database, worker, monkeypatch):
 
 @pytest.mark.slow
 def test_two_workers_at_postgresql_that_share_no_disk(database, tmp_path):
-  arguments = ('--trials=6', '--workdir=run', '--pruner=none')
+  arguments = ('--trials=8', '--workdir=run', '--pruner=none')
   secret = database.replace('searcher@', 'searcher:hushhush@')
   places = [tmp_path / 'one', tmp_path / 'two']
   for place in places:
     place.mkdir()
   workers = [start(places[0], *arguments, f'--storage={database}', PGPASSWORD='hushhush'),
              start(places[1], *arguments, f'--storage={secret}')]
-  said = [worker.communicate(timeout=300) for worker in workers]
+  said = [worker.communicate(timeout=900) for worker in workers]
   assert [worker.returncode for worker in workers] == [0, 0], said
   found = [json.loads((place / 'run' / 'search.json').read_text()) for place in places]
-  assert found[0]['trials'] == found[1]['trials'] and len(found[0]['trials']) == 6
+  assert found[0]['trials'] == found[1]['trials'] and len(found[0]['trials']) == 8
   here = [{path.name for path in (place / 'run' / 'trials').iterdir()} for place in places]
-  assert not here[0] & here[1] and len(here[0] | here[1]) == 6 and all(here)
+  assert not here[0] & here[1] and len(here[0] | here[1]) == 8 and all(here)
   kept = [path for place in places for path in place.rglob('*') if path.is_file()]
   assert 'hushhush' not in ''.join(map(''.join, said))
   assert not [path for path in kept if b'hushhush' in path.read_bytes()]
@@ -402,9 +407,8 @@ def test_two_workers_at_postgresql_that_share_no_disk(database, tmp_path):
       storage.delete_study(study._study_id)
     address.close()
   for place in places:
-    again = start(place, *arguments[:1], '--workdir=run', '--pruner=none', '--trials=6',
-                  f'--storage={database}', PGPASSWORD='hushhush')
-    out, err = again.communicate(timeout=300)
+    again = start(place, *arguments, f'--storage={database}', PGPASSWORD='hushhush')
+    out, err = again.communicate(timeout=900)
     assert again.returncode == 0, err
   assert 'lacked' in out
   final = json.loads((places[1] / 'run' / 'search.json').read_text())

@@ -44,6 +44,7 @@ SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler', 'grid': 'BruteForceS
             'nsgaii': 'NSGAIISampler'}
 PRUNERS = ('median', 'halving', 'hyperband', 'none')
 _BEATS = 6  # in the time of a lease
+_SPEAKING = 10  # trials, trained to their end, are the fewest that say what matters
 
 
 class Lost(Exception):
@@ -328,12 +329,12 @@ class Board:
     Shares, the largest first; empty where too few trials say anything.
     """
     with self._guarded():
-      try:
-        found = optuna.importance.get_param_importances(
-            self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
-      except (ValueError, RuntimeError):  # Of one trial, or of values that are all the same.
+      complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+      if len(complete) < _SPEAKING:
         return {}
-    return found if any(found.values()) else {}
+      found = optuna.importance.get_param_importances(
+          self._study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+      return found if any(found.values()) else {}
 
 
 @contextlib.contextmanager

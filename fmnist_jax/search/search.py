@@ -102,20 +102,22 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
   space.check(config)
   how = _grid(config, space, how)
   sampler = sampler_of(how.sampler)
-  address = Address(storage or os.fspath(directory / 'journal.jsonl'))
+  if storage:
+    Address(storage)  # Raises before data are read.
   if processes.count() > 1:
     raise ConfigError('A search is many workers, each a single process; start the same command on '
                       'each machine without --coordinator.')
   with contextlib.ExitStack() as stack:
     console = stack.enter_context(progress.Console())
     own = config_lib.replace(config, {'evaluate.split': 'validation'})
-    resolved, _, dataset, mesh = train.prepare(own, directory)
+    resolved, directory, dataset, mesh = train.prepare(own, directory)
     if resolved.data.residency != 'resident':
       raise ConfigError('A search keeps its data on the device, but this data set is streamed; set '
                         'data.residency=resident.')
-    own = config_lib.replace(own, {'data.augment': resolved.data.augment})
+    own = dataclasses.replace(own, data=resolved.data)
     plan = {'config': config_lib.to_json(config), 'space': space.to_json(), 'seeds': seeds}
     _settle(directory, config, plan)
+    address = Address(storage or os.fspath(directory / 'journal.jsonl'))
     stack.callback(address.close)
     study = _study(address, directory, config, plan, sampler,
                    pruner_of(how.pruner, config.train.epochs))
