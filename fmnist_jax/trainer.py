@@ -450,7 +450,7 @@ class Trainer:
         described=self.progress.data, split=config.evaluate.split, probabilities=probabilities,
         labels=evaluation.split_of(dataset, config.evaluate.split).labels,
         parameters=self.parameters, trained=self.trained_parameters,
-        progress=dataclasses.asdict(progress), train=config.train, seconds=seconds,
+        progress=dataclasses.asdict(progress), config=config, seconds=seconds,
         mesh=self.equipment.mesh)
     processes.of_primary(lambda: evaluation.write(
         directory, config, dataset, results, probabilities, variables, with_report=with_report))
