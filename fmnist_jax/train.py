@@ -143,9 +143,10 @@ def _as_suits(config: config_lib.Config, dataset: data.Dataset) -> config_lib.Co
   if dataset.mirrored_alike:
     return config
   augment = tuple(one.unmirrored() for one in config.data.augment)
-  if augment != config.data.augment:
+  tta = tuple(kind for kind in config.evaluate.tta if kind != 'flip')
+  if (augment, tta) != (config.data.augment, config.evaluate.tta):
     logging.info('Images of %s are not mirrored: they would be of no class.', dataset.name)
-  return config_lib.replace(config, {'data.augment': augment})
+  return config_lib.replace(config, {'data.augment': augment, 'evaluate.tta': tta})
 
 
 def load(config: config_lib.Config,

@@ -424,7 +424,7 @@ class Trainer:
         described=self.progress.data, split=config.evaluate.split, probabilities=probabilities,
         labels=evaluation.split_of(dataset, config.evaluate.split).labels,
         parameters=self.parameters, trained=self.trained_parameters,
-        progress=dataclasses.asdict(progress), train=config.train, seconds=seconds,
+        progress=dataclasses.asdict(progress), config=config, seconds=seconds,
         mesh=self.equipment.mesh)
     evaluation.write(workdir, config, dataset, results, probabilities, variables,
                      with_report=with_report)

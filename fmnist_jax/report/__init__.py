@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_jax import views
 from fmnist_jax.errors import ExportError
 from fmnist_jax.storage.files import replace_folder
 
@@ -101,6 +102,7 @@ def classification_table(results: Mapping[str, Any]) -> str:
   def line(name: str, scores: Sequence[str], support: str) -> str:
     return f'{name:<{width}}' + ''.join(f'{score:>11}' for score in scores) + f'{support:>10}'
 
+  how = [views.told(results['tta'])] if 'tta' in results else []
   rows = [line(entry['name'], [f'{entry[field]:.4f}' for field in fields],
                f'{entry["support"]:,}') for entry in results['per_class']]
   mean = [f'{np.mean([entry[field] for entry in results["per_class"]]):.4f}' for field in fields]
@@ -108,4 +110,4 @@ def classification_table(results: Mapping[str, Any]) -> str:
   return '\n'.join([
       line('', ['precision', 'recall', 'F1'], 'examples'), *rows, '',
       line('macro mean', mean, examples),
-      line('accuracy', ['', '', f'{results["accuracy"]:.4f}'], examples)])
+      line('accuracy', ['', '', f'{results["accuracy"]:.4f}'], examples), *how])

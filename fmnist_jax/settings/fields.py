@@ -46,7 +46,7 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
     help: meaning and unit, one line.
     low: smallest value allowed (of each entry, for tuples).
     high: largest value allowed.
-    choices: the values allowed, for strings.
+    choices: the values allowed, for strings (of each entry, for tuples).
     continuous: whether members of a population may differ in it: the section then works with a
       traced array in its place as well.
     open_high: whether `high` itself is excluded.
