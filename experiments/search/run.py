@@ -48,7 +48,7 @@ def searched(experiment: record.Experiment, model: str, way: str,
   sampler, pruner = WAYS[way]
   own = config(experiment, model, 100 * repetition)
   name = f'search/{model}-{sampler}-{pruner}-{repetition}'
-  machine.setup(deterministic=False, compile_cache=True)
+  machine.setup(compile_cache=True)
   kept = experiment.runs / f'{name}.json'
   if kept.exists():
     return json.loads(kept.read_text())

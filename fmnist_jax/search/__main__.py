@@ -61,7 +61,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   if importlib.util.find_spec('optuna') is None:
     raise ConfigError('A search needs the package optuna: install fmnist_jax with pip install '
                       "'fmnist_jax[search]', or from a checkout with pip install -e '.[search]'.")
-  machine.setup(deterministic=config.train.deterministic, compile_cache=config.train.compile_cache)
+  machine.setup(compile_cache=config.train.compile_cache)
   from fmnist_jax.search import search
   how = search.How(trials=numbers['trials'], sampler=args.sampler, pruner=args.pruner,
                    mode=args.mode, at_once=numbers['at_once'], lease=lease,

@@ -85,13 +85,13 @@ def ending(attempt: Attempt) -> Iterator[list[str]]:
 
 
 def _train_run(desk: Desk, attempt: Attempt, run: Run, signals: Signals) -> None:
-  with attempt.holding(), Workdir(run.path, run.config) as workdir:
+  note = lambda record: attempt.note(run, record)
+  with attempt.holding(), Workdir(run.path, run.config, note) as workdir:
     if is_done(run.path):
       attempt.recall(run, workdir.history.read())
       return
     quiet: Any = Quiet()
-    trainer = Trainer(run.config, workdir, desk.bench.equipment(attempt.structure), quiet, signals,
-                      lambda record: attempt.note(run, record))
+    trainer = Trainer(run.config, workdir, desk.bench.equipment(attempt.structure), quiet, signals)
     try:
       trainer.resume()
       attempt.recall(run, workdir.history.read())

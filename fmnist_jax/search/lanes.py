@@ -99,7 +99,7 @@ class Lanes(Group):
       signals: polled between dispatches.
     """
     quiet: Any = Quiet()
-    self.console, self.signals, self.on_record = quiet, signals, None
+    self.console, self.signals = quiet, signals
     self.size = sharding.padded(size, equipment.mesh.size)
     self.programs = MemberPrograms(equipment.programs, self.size)
     self.equipment = equipment.with_programs(self.programs)

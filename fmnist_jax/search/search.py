@@ -128,7 +128,7 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
     if lacking:
       console.say(f'{address.shown} lacked {lacking} trials that the directories have.')
     if not board.finished():
-      source = transfer.find(own, dataset, lambda: False)
+      source = transfer.find(own, dataset, False)
       mode = how.mode if how.mode != 'auto' else fastest_mode(sharding.platform(mesh))
       bench = Bench(dataset, source, sharding.make_member_mesh(how.trials, config.train.devices)
                     if mode == 'vectorized' else None)
