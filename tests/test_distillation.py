@@ -87,9 +87,8 @@ def test_streamed_examples_are_told_the_same(teachers):
   for residency in ('resident', 'streamed'):
     equipment = Equipment(config_lib.replace(own, {'data.residency': residency}), dataset,
                           sharding.make_mesh(35, 1))
-    state, sums = equipment.programs.init(np.int32(0), {}), equipment.programs.zero()
-    for _, state, sums in equipment.train(state, sums, {}, 0):  # noqa: B007
-      pass
+    first = equipment.programs.init(np.int32(0), {})
+    *_, (_, state, _) = equipment.train(first, equipment.programs.zero(), {}, 0)
     kernels.append(np.asarray(state.params['Dense_0']['kernel']))
   np.testing.assert_array_equal(*kernels)
 
@@ -104,7 +103,7 @@ def test_another_teacher_meanwhile_is_told(teachers, tmp_path):
   shutil.rmtree(path)
   shutil.copytree(teachers[1], path)
   (tmp_path / 'student' / 'results.json').unlink()
-  with pytest.raises(CheckpointError, match='was taught by other models than are now in .*teacher'):
+  with pytest.raises(CheckpointError, match=r'taught by other models than are now in .*teacher'):
     train.train_and_evaluate(own, tmp_path / 'student')
 
 
@@ -116,5 +115,5 @@ def test_a_teacher_that_saw_other_images_is_refused(teachers, tmp_path, change):
 
 
 def test_there_must_be_a_teacher():
-  with pytest.raises(ConfigError, match='loss.teachers is empty'):
+  with pytest.raises(ConfigError, match=r'loss\.teachers is empty'):
     config_lib.validate(config(Distillation()))
