@@ -119,6 +119,7 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
   return dataset.validation
 
 
+@processes.by_primary
 def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
           results: dict[str, Any], probabilities: np.ndarray, variables: Any, *,
           with_report: bool) -> None:
@@ -168,10 +169,8 @@ def _network(config: config_lib.Config, dataset: data.Dataset,
              variables: Any) -> graph.Graph | str:
   """What the report's page runs, or why it cannot."""
   try:
-    if config.data.preparation() is not photograph.to_input:
-      return 'Pictures of this data set are prepared in a way of their own, which no page knows.'
     report.check_weights(sum(leaf.size for leaf in jax.tree.leaves(variables)))
-    return graph.trace(config.model, variables, dataset.image_shape, dataset.class_names)
+    return network_of(config, variables, dataset.image_shape, dataset.class_names)
   except UserError as error:
     return str(error)
   except Exception as error:  # Of somebody's own code, which must not cost the report.

@@ -48,6 +48,7 @@ class Programs:
   Attributes:
     config: with nothing left to 'auto'.
     mesh: what the programs run on.
+    layout: how state and sums are placed: whole on every device.
     horizon: how long the run is.
     freezing: what is not trained.
     compile_seconds: that this thread spent compiling so far.
@@ -66,7 +67,7 @@ class Programs:
       train_examples: the size of the training set, which gives steps per epoch.
       class_counts: how many of them are of each class, int [K]; None: nothing is to be trained.
     """
-    self.config, self.mesh = config, mesh
+    self.config, self.mesh, self.layout = config, mesh, sharding.replicated(mesh)
     self.image_shape, self.num_classes = image_shape, num_classes
     self.class_counts = class_counts
     self.train_examples = train_examples
@@ -102,20 +103,13 @@ class Programs:
   def _optimizer(self, config: config_lib.Config) -> optax.GradientTransformation:
     return self.freezing.optimizer(config.optim.build(self.horizon))
 
-  # Where things lie: whole on every device.
-
-  @property
-  def layout(self) -> NamedSharding:
-    """How state and sums are placed."""
-    return sharding.replicated(self.mesh)
-
   def put(self, tree: Any) -> Any:
     """Places host arrays: state, sums, hyper."""
     return sharding.put(tree, self.layout)
 
   def number(self, value: int) -> jax.Array:
     """An int32 scalar, whole on every device."""
-    return sharding.put(np.int32(value), sharding.replicated(self.mesh))
+    return self.put(np.int32(value))
 
   def zero(self) -> step.Sums:
     """Sums of nothing, placed."""
@@ -235,6 +229,11 @@ class Programs:
     """
     return self.compiled(function, *args, donate=donate)(*args)
 
+  def _options(self) -> dict[str, bool | str] | None:
+    """For the compiler. CPUs and TPUs give the same bits in every run anyway."""
+    wanted = self.config.train.deterministic and sharding.platform(self.mesh) == 'gpu'
+    return {'xla_gpu_deterministic_ops': True} if wanted else None
+
   def compiled(self, function: Callable, *args: Any, donate: Sequence[int] = (),
                layout: NamedSharding | None = None) -> Any:
     """`function` compiled for arguments of these shapes and shardings, once.
@@ -255,7 +254,7 @@ class Programs:
       if signature not in self._compiled:
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
-            out_shardings=layout or self.layout).lower(*args).compile()
+            out_shardings=layout or self.layout).lower(*args).compile(self._options())
         machine.return_memory()
     now = time.perf_counter()
     self._seconds.compile += now - alone

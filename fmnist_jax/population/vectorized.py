@@ -79,7 +79,7 @@ class Group(Trainer):
     self.programs = MemberPrograms(equipment.programs, self.size)
     self.equipment = equipment.with_programs(self.programs)
     self.config = members[0][0]
-    self.console, self.signals, self.on_record = console, signals, None
+    self.console, self.signals = console, signals
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
                                        describe(equipment))

@@ -90,24 +90,6 @@ def check_weights(count: int) -> None:
                       f'{MOST_WEIGHTS:,}.')
 
 
-def try_it_page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str,
-                title: str) -> bytes:
-  """An HTML file with nothing but the card "Try it". Equal arguments give equal bytes.
-
-  Args:
-    network: what it runs.
-    images: of a split, uint8 [N, H, W, C]: the first of each class can be clicked.
-    labels: their classes, integers [N].
-    split: its name.
-    title: of the page.
-
-  Raises:
-    ExportError: for a network that a page cannot run.
-  """
-  from fmnist_jax.report import try_it
-  return try_it.page(network, images, labels, split, title).encode('utf-8', 'backslashreplace')
-
-
 def classification_table(results: Mapping[str, Any]) -> str:
   """Precision, recall, F1 and support of each class and their mean, as text of equal columns.
 

@@ -238,19 +238,19 @@ def replace(section: Any, values: Mapping[str, Any]) -> Any:
   """
   left = dict(values)
 
-  def changed(name: str, value: Any, hint: Any) -> Any:
+  def changed(name: str, value: Any) -> Any:
     if name in left:
       return left.pop(name)
     if is_section(value):
       return copy(value, f'{name}.')
     if isinstance(value, (tuple, list)):
-      return tuple(changed(f'{name}.{i}', entry, Any) for i, entry in enumerate(value))
+      return tuple(changed(f'{name}.{i}', entry) for i, entry in enumerate(value))
     return value
 
   def copy(section: Any, prefix: str) -> Any:
     return dataclasses.replace(section, **{
-        field.name: changed(prefix + field.name, value, hint)
-        for field, hint, value in fields_of(section)})
+        field.name: changed(prefix + field.name, value)
+        for field, _, value in fields_of(section)})
 
   result = copy(section, '')
   if left:
