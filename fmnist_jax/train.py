@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, ops, parts, processes, sharding, transfer
+from fmnist_jax import data, machine, ops, parts, processes, sharding, tensorboard, transfer
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DataError
@@ -94,7 +94,8 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
       console.say(f'{workdir.path} is finished; choose another --workdir to train again.')
       return results
     trainer = processes.together(lambda: Trainer(
-        config, workdir, Equipment(config, dataset, mesh, source), console, signals, on_record))
+        config, workdir, Equipment(config, dataset, mesh, source), console, signals,
+        tensorboard.recorder(config, workdir, on_record)))
     data_seconds = time.perf_counter() - began - trainer.programs.compile_seconds
     console.say(progress_lib.introduction(config, dataset, sharding.device_name(mesh)))
     if source:
@@ -110,6 +111,7 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
             ) -> tuple[config_lib.Config, pathlib.Path, data.Dataset, Mesh]:
   """What a run needs before it opens its directory: resolved config, directory, data, devices."""
   machine.check()
+  tensorboard.check(config)
   if dataset is None:
     config, directory, dataset = load(config, directory)
   else:

@@ -18,7 +18,7 @@ LAYERS = (
     ('config',),
     ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'parts',
      'population.plan'),
-    ('trained_model', 'population.stacked', 'command'),
+    ('trained_model', 'tensorboard', 'population.stacked', 'command'),
     ('evaluation', 'transfer', 'population.summary'),
     ('equipment', 'population.comparison'),
     ('trainer',),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import machine, progress, sharding, step
+from fmnist_jax import machine, progress, sharding, step, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Interrupted, Signals
@@ -208,7 +208,8 @@ class Work:
       if is_done(workdir.path):
         return
       named: Any = _Named(self.console, member.name)
-      trainer = Trainer(member.config, workdir, equipment, named, signals)
+      trainer = Trainer(member.config, workdir, equipment, named, signals,
+                        tensorboard.recorder(member.config, workdir))
       try:
         trainer.resume()
         self._book_data(trainer)

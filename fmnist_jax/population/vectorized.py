@@ -17,7 +17,7 @@ import numpy as np
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
-from fmnist_jax import sharding, step
+from fmnist_jax import sharding, step, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Signals
@@ -79,7 +79,8 @@ class Group(Trainer):
     self.programs = MemberPrograms(equipment.programs, self.size)
     self.equipment = equipment.with_programs(self.programs)
     self.config = members[0][0]
-    self.console, self.signals, self.on_record = console, signals, None
+    self.console, self.signals = console, signals
+    self.on_record = self._show if self.config.train.tensorboard else None
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
                                        describe(equipment.dataset))
@@ -185,6 +186,11 @@ class Group(Trainer):
     return (f'The loss or its gradient is not finite at step {self.progress.bad_steps[member]}; '
             'lower optim.learning_rate or set optim.clip_norm.')
 
+  def _show(self, _: Record) -> None:
+    epochs = self.history.read()
+    for config, workdir in self.members:
+      tensorboard.update(config, workdir, _records(epochs, workdir))
+
   def finish(self, *, with_report: bool = False) -> dict[str, Any]:
     """Measures the best of each member and writes it as a run of its own; results by member."""
     results: dict[str, Any] = {}
@@ -193,8 +199,7 @@ class Group(Trainer):
     state, best = jax.device_get((self.state, self.best))
     epochs = self.history.read()
     for k, (config, workdir) in enumerate(self.members):
-      records = [epoch['members'][workdir.path.name] for epoch in epochs
-                 if workdir.path.name in epoch['members']]
+      records = _records(epochs, workdir)
       if len(records) != self.progress.members[k].epoch:
         raise CheckpointError(f'{self.history.path} has {len(records)} epochs of '
                               f'{workdir.path.name}, which trained '
@@ -213,6 +218,12 @@ class Group(Trainer):
     self.checkpoints.close()
     shutil.rmtree(self.directory)
     return results
+
+
+def _records(epochs: Sequence[Record], workdir: Workdir) -> list[Record]:
+  """Those of a member, in the history of its group."""
+  name = workdir.path.name
+  return [epoch['members'][name] for epoch in epochs if name in epoch['members']]
 
 
 def _save_member(workdir: Workdir, own: Progress, best: step.TrainState,
