@@ -100,5 +100,6 @@ class Equipment:
     wanted = jax.device_get(order)[:, own]
     with data.stream(self.dataset.train, wanted, start, size, place) as chunks:
       for images, labels in chunks:
-        start += images.shape[0]
-        yield start, (images, labels, None, programs.number(0), programs.number(images.shape[0]))
+        stop = start + images.shape[0]
+        yield stop, (images, labels, order, programs.number(start), programs.number(stop))
+        start = stop

@@ -23,7 +23,7 @@ from fmnist_jax import config as config_lib
 from fmnist_jax import settings
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.storage import files
-from fmnist_jax.storage.workdir import Workdir
+from fmnist_jax.storage.workdir import History
 
 Record = Mapping[str, Any]
 
@@ -40,26 +40,26 @@ def check(config: config_lib.Config) -> None:
                       "'fmnist_jax[tensorboard]'.")
 
 
-def recorder(config: config_lib.Config, workdir: Workdir,
-             on_record: Callable[[dict[str, Any]], None] | None = None
-             ) -> Callable[[dict[str, Any]], None] | None:
-  """What is to be called with each record of a run: `on_record`, and what is asked for here."""
+def recorder(config: config_lib.Config, directory: Path,
+             on_record: Callable[[dict[str, Any]], None] = lambda record: None
+             ) -> Callable[[dict[str, Any]], None]:
+  """An `on_record` of the run in a directory: what is asked for here, then another one."""
   if not config.train.tensorboard:
     return on_record
+  history = History(directory / 'metrics.jsonl')
   def told(record: dict[str, Any]) -> None:
-    update(config, workdir, workdir.history.read())
-    if on_record:
-      on_record(record)
+    update(config, directory, history.read())
+    on_record(record)
   return told
 
 
-def update(config: config_lib.Config, workdir: Workdir, records: Sequence[Record],
+def update(config: config_lib.Config, directory: Path, records: Sequence[Record],
            results: Mapping[str, Any] | None = None) -> None:
   """Brings the event file of a run up to what is known of it, if its config asks for one.
 
   Args:
     config: of the run.
-    workdir: its directory, held.
+    directory: of the run, held by this process.
     records: those of metrics.jsonl, all of them.
     results: the contents of results.json, once there are any.
 
@@ -68,12 +68,11 @@ def update(config: config_lib.Config, workdir: Workdir, records: Sequence[Record
   """
   if not config.train.tensorboard:
     return
-  workdir.held()
   try:
-    began = (workdir.path / 'config.json').stat().st_mtime
-    _bring_up(workdir.path, _content(config, began, records, results))
+    began = (directory / 'config.json').stat().st_mtime
+    _bring_up(directory, _content(config, began, records, results))
   except OSError as error:
-    raise WorkdirError(f'The event file in {workdir.path} could not be written: '
+    raise WorkdirError(f'The event file in {directory} could not be written: '
                        f'{files.reason(error)}; free some space or give permission, then run the '
                        'same command again.') from error
 

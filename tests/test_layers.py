@@ -9,9 +9,10 @@ import fmnist_jax
 LAYERS = (
     ('errors', 'interrupt', 'locks'),
     ('machine', 'photograph'),
-    ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
+    ('settings', 'storage.readback', 'metrics', 'step', 'views', 'processes'),
     ('ops',),
-    ('storage.files', 'sharding', 'models', 'optimizers', 'losses', 'freezing'),
+    ('freezing',),
+    ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
     ('graph',),
     ('storage.manifest', 'progress', 'report'),
     ('data',),

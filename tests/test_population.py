@@ -31,6 +31,8 @@ from fmnist_jax.programs import Programs, hyper_arrays
 from fmnist_jax.storage import workdir
 from fmnist_jax.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures('no_report')
+
 VARY = {'model.dropout': [0.0, 0.3]}
 NAMES = ['seed-3_model.dropout-0.0', 'seed-4_model.dropout-0.0',
          'seed-3_model.dropout-0.3', 'seed-4_model.dropout-0.3']

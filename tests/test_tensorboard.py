@@ -95,11 +95,11 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_without_double_or_missing_epochs(tmp_path, monkeypatch, when):
   real = tensorboard.update
 
-  def update(config, workdir, known, results=None):
+  def update(config, directory, known, results=None):
     last = known[-1]['epoch'] == 2 and not results
     if last and when == 'before the event':  # metrics.jsonl has it already.
       raise Killed
-    real(config, workdir, known, results)
+    real(config, directory, known, results)
     if last:  # There is no checkpoint of it yet: it is trained again, in other seconds.
       raise Killed
 
@@ -127,7 +127,7 @@ def _done(tmp_path_factory):
 def brought_up(config, directory):
   """The event file, once brought up to metrics.jsonl and results.json."""
   with Workdir(directory, config) as workdir:
-    tensorboard.update(config, workdir, workdir.history.read(), workdir.results())
+    tensorboard.update(config, directory, workdir.history.read(), workdir.results())
   return events_of(directory)
 
 

@@ -171,8 +171,8 @@ class Work:
             for lot in lots.values()]
 
   def _hold(self, member: Member) -> Workdir:
-    return Workdir(self.population.path / 'members' / member.name,
-                           member.config)
+    directory = self.population.path / 'members' / member.name
+    return Workdir(directory, member.config, tensorboard.recorder(member.config, directory))
 
   def apart(self, members: Sequence[Member], at_once: int) -> None:
     """Every member as its run alone would be, bit for bit; compiled once.
@@ -208,8 +208,7 @@ class Work:
       if is_done(workdir.path):
         return
       named: Any = _Named(self.console, member.name)
-      trainer = Trainer(member.config, workdir, equipment, named, signals,
-                        tensorboard.recorder(member.config, workdir))
+      trainer = Trainer(member.config, workdir, equipment, named, signals)
       try:
         trainer.resume()
         self._book_data(trainer)

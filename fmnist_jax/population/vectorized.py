@@ -80,13 +80,12 @@ class Group(Trainer):
     self.equipment = equipment.with_programs(self.programs)
     self.config = members[0][0]
     self.console, self.signals = console, signals
-    self.on_record = self._show if self.config.train.tensorboard else None
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
                                        describe(equipment.dataset))
     held = members[0][1].held
     self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
-    self.history = History(directory / 'metrics.jsonl', held)
+    self.history = History(directory / 'metrics.jsonl', held, self._show)
     self.taken, self.saved = 0, set()
     lanes = [config for config, _ in members]
     lanes += lanes[-1:] * (self.size - len(members))
@@ -187,9 +186,10 @@ class Group(Trainer):
             'lower optim.learning_rate or set optim.clip_norm.')
 
   def _show(self, _: Record) -> None:
-    epochs = self.history.read()
-    for config, workdir in self.members:
-      tensorboard.update(config, workdir, _records(epochs, workdir))
+    if self.config.train.tensorboard:
+      epochs = self.history.read()
+      for config, workdir in self.members:
+        tensorboard.update(config, workdir.path, _records(epochs, workdir))
 
   def finish(self, *, with_report: bool = False) -> dict[str, Any]:
     """Measures the best of each member and writes it as a run of its own; results by member."""
