@@ -111,6 +111,10 @@ class Programs:
     """An int32 scalar, whole on every device."""
     return self.put(np.int32(value))
 
+  def epochs(self, value: int) -> jax.Array:
+    """The number of an epoch, for `order`."""
+    return self.number(value)
+
   def zero(self) -> step.Sums:
     """Sums of nothing, placed."""
     return self.put(step.Sums.zero())

@@ -132,12 +132,21 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
   else:
     dataset = data.deal(config.data, dataset)
   config = _as_suits(config, dataset)
+  check_parts(config, dataset)
+  mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
+  return suited(config, dataset, mesh), directory, dataset, mesh
+
+
+def check_parts(config: config_lib.Config, dataset: data.Dataset) -> None:
+  """Raises ConfigError unless the parts of a config fit together and the data."""
   parts.check(config, dataset.image_shape, dataset.num_classes,
               Horizon(len(dataset.train) // config.data.batch_size, config.train.epochs))
-  mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
+
+
+def suited(config: config_lib.Config, dataset: data.Dataset, mesh: Mesh) -> config_lib.Config:
+  """The config with nothing left to 'auto', as it suits the data and the devices."""
   resident = data.is_resident(config.data.residency, dataset.train_bytes)
-  config = resolve(config, sharding.platform(mesh), resident, mesh.size)
-  return config, directory, dataset, mesh
+  return resolve(_as_suits(config, dataset), sharding.platform(mesh), resident, mesh.size)
 
 
 def _as_suits(config: config_lib.Config, dataset: data.Dataset) -> config_lib.Config:

@@ -341,7 +341,7 @@ class Trainer:
     return record, progress_lib.epoch_line(record, self.config.train.epochs, best)
 
   def record(self, config: config_lib.Config, sums: step.Sums, measured: Mapping[str, Any],
-             seconds: float, images_per_second: float) -> Record:
+             seconds: float, images_per_second: float, taken: int | None = None) -> Record:
     """A line of metrics.jsonl.
 
     Args:
@@ -350,9 +350,11 @@ class Trainer:
       measured: clean_train_loss and what else was measured after it.
       seconds: of training so far, over all starts.
       images_per_second: of the epoch's training steps.
+      taken: steps done, where these are not `self.taken`.
     """
-    rate = config.optim.rate(self.programs.horizon)(jnp.asarray(self.taken - 1))
-    return {'epoch': self.taken // self.programs.horizon.steps_per_epoch, 'step': self.taken,
+    taken = self.taken if taken is None else taken
+    rate = config.optim.rate(self.programs.horizon)(jnp.asarray(taken - 1))
+    return {'epoch': taken // self.programs.horizon.steps_per_epoch, 'step': taken,
             'seconds': round(seconds, 3), 'images_per_second': round(images_per_second, 1),
             'learning_rate': float(rate), 'train_loss': float(sums.loss) / int(sums.count),
             'train_accuracy': int(sums.correct) / int(sums.count),

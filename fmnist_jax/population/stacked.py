@@ -42,7 +42,7 @@ class MemberPrograms:
     self.layout = sharding.by_member(programs.mesh)
     self.init = over(programs.init, (0, 0))
     self.adopt = over(programs.adopt, (0, 0, 0))
-    self.order = over(programs.order, (0, None))
+    self.order = over(programs.order, (0, 0))
     self.evaluate = over(programs.evaluate, (0, 0, None, None, None))
     self.predict = over(programs.predict, (0, None))
     self._train = over(programs.train, (0, 0, 0, None, None, 0, None, None))
@@ -60,6 +60,10 @@ class MemberPrograms:
   def put(self, tree: Any) -> Any:
     """Places host arrays with a member axis."""
     return sharding.put(tree, self.layout)
+
+  def epochs(self, value: int | np.ndarray) -> jax.Array:
+    """See `Programs`; of each member, or the same for all."""
+    return self.put(np.broadcast_to(np.int32(value), (self.size,)))
 
   def zero(self) -> step.Sums:
     """Sums of nothing for each member, placed."""
