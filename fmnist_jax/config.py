@@ -24,7 +24,7 @@ from fmnist_jax.data.augmentations import (
 from fmnist_jax.data.source import Data, DataSource
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.losses import CrossEntropy, Loss
-from fmnist_jax.models import CNN, MLP, Model, ResNet
+from fmnist_jax.models import CNN, MLP, MobileNet, Model, ResNet, SpeedNet, ViT
 from fmnist_jax.optimizers import (
     SGD,
     Adam,
@@ -40,10 +40,10 @@ from fmnist_jax.settings import continuous, is_on, leaves, replace, setting
 
 __all__ = [
     'CNN', 'MLP', 'SGD', 'Adam', 'AdamW', 'Affine', 'Augmentation', 'Config', 'Constant', 'Cosine',
-    'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Evaluate', 'Flip', 'Loss', 'MixUp', 'Model',
-    'OneCycle', 'Optimizer', 'RandomErasing', 'ResNet', 'Schedule', 'Shift', 'Step', 'Train',
-    'continuous', 'differences', 'from_json', 'is_on', 'leaves', 'replace', 'setting', 'to_json',
-    'validate']
+    'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Evaluate', 'Flip', 'Loss', 'MixUp',
+    'MobileNet', 'Model', 'OneCycle', 'Optimizer', 'RandomErasing', 'ResNet', 'Schedule', 'Shift',
+    'SpeedNet', 'Step', 'Train', 'ViT', 'continuous', 'differences', 'from_json', 'is_on', 'leaves',
+    'replace', 'setting', 'to_json', 'validate']
 
 
 @dataclasses.dataclass
