@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.model_selection
 
 from fmnist_jax import data
 from fmnist_jax.config import Data
@@ -34,7 +35,7 @@ def images_of(split):
 
 # Loading.
 
-def test_splits_are_disjoint_whole_and_balanced():
+def test_splits_are_disjoint_whole_and_stratified():
   dataset = data.load(synthetic())
   assert dataset.synthetic and dataset.image_shape == (28, 28, 1) and dataset.num_classes == 10
   train, validation, test = (images_of(split) for split in
@@ -112,27 +113,38 @@ def test_residency_goes_by_size(monkeypatch):
 
 # Fixed choices.
 
-def test_balanced_gives_every_class_the_same():
+def test_as_many_of_each_class_where_there_are_as_many():
   labels = np.repeat(np.arange(10), 60)
   for count in (0, 1, 9, 10, 100, 305, 600):
-    chosen = splits.balanced(labels, count, splits.VALIDATION)
+    chosen = splits.stratified(labels, count, splits.VALIDATION)
     assert len(np.unique(chosen)) == count and (np.diff(chosen) > 0).all()
     given = np.bincount(labels[chosen], minlength=10)
-    assert given.max() - given.min() <= 1
+    np.testing.assert_array_equal(given, count // 10 + (np.arange(10) < count % 10))
 
 
-def test_balanced_does_not_use_up_a_rare_class():
-  labels = np.array([0] * 980 + [1] * 20)
-  given = np.bincount(labels[splits.balanced(labels, 100, splits.VALIDATION)])
-  np.testing.assert_array_equal(given, [96, 4])  # Twice its share of 2 %.
-  assert len(splits.balanced(labels, 1000, splits.VALIDATION)) == 1000
+def given(sizes, count):
+  """Of each class, of so many."""
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+  chosen = splits.stratified(labels, count, splits.VALIDATION)
+  assert len(np.unique(chosen)) == len(chosen) == count
+  return np.bincount(labels[chosen], minlength=len(sizes)).tolist()
 
 
-def test_balanced_leaves_each_class_an_example():
-  labels = np.array([0] * 50 + [1] * 2 + [2])
-  given = np.bincount(labels[splits.balanced(labels, 30, splits.VALIDATION)], minlength=3)
-  np.testing.assert_array_equal(given, [29, 1, 0])
-  assert len(splits.balanced(labels, 53, splits.CLEAN_TRAIN)) == 53  # All that are wanted.
+@pytest.mark.parametrize('sizes', [(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+                                   (1234, 777, 91, 40), (50, 350)])
+@pytest.mark.parametrize('count', [37, 123, 391])
+def test_classes_give_in_proportion_as_in_scikit_learn(sizes, count):
+  labels = np.repeat(np.arange(len(sizes)), sizes)
+  _, theirs = sklearn.model_selection.train_test_split(
+      labels, test_size=count, stratify=labels, random_state=0)
+  assert given(sizes, count) == np.bincount(theirs).tolist()
+
+
+def test_rare_classes_give_one_and_keep_one():
+  assert given([50, 3, 2, 1], 10) == [8, 1, 1, 0]  # Without the bounds [9, 1, 0, 0].
+  assert given([50, 2, 1], 50) == [49, 1, 0]
+  assert given([50, 2, 1], 53) == [50, 2, 1]
+  assert given([5, 5, 5], 2) == [1, 1, 0]  # Too few for each to give one.
 
 
 def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
@@ -143,10 +155,14 @@ def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
              class_names=np.array(['cat', 'dog', 'lynx', 'yeti']))
   dataset = load_own(path, validation_examples=60)
   np.testing.assert_array_equal(np.bincount(dataset.validation.labels, minlength=4),
-                                [49, 9, 2, 0])
-  np.testing.assert_array_equal(np.bincount(dataset.train.labels), [351, 21, 2, 1])
+                                [55, 4, 1, 0])
+  np.testing.assert_array_equal(np.bincount(dataset.train.labels), [345, 26, 3, 1])
   assert caplog.messages == [f"Classes of {path} with fewer than 5 validation examples: "
-                             "'lynx' (2), 'yeti' (0)."]
+                             "'dog' (4), 'lynx' (1), 'yeti' (0)."]
+  caplog.clear()
+  load_own(path, validation_examples=3)  # Fewer than classes: none can have more than one.
+  assert caplog.messages == [f"Classes of {path} with fewer than 1 validation examples: "
+                             "'yeti' (0)."]
   caplog.clear()
   load_own(path, validation_examples=60, train_examples=430)
   assert "fewer than 1 training examples: 'lynx' (0), 'yeti' (0)" in caplog.messages[0]
@@ -155,12 +171,12 @@ def test_classes_too_rare_to_be_validated_are_named(tmp_path, caplog):
   assert not caplog.messages
 
 
-def test_balanced_never_changes():
+def test_choices_never_change():
   # Runs on other machines and later versions must hold out the same images.
   labels = np.arange(60_000) % 10
-  chosen = splits.balanced(labels, 5000, splits.VALIDATION)
+  chosen = splits.stratified(labels, 5000, splits.VALIDATION)
   assert chosen[:8].tolist() == [3, 5, 24, 27, 43, 54, 66, 78]
-  other = splits.balanced(labels, 5000, splits.CLEAN_TRAIN)
+  other = splits.stratified(labels, 5000, splits.CLEAN_TRAIN)
   assert 300 < len(np.intersect1d(chosen, other)) < 540  # Independent: 417 expected.
 
 

@@ -117,11 +117,7 @@ def body(experiment: record.Experiment) -> None:
   for name in SETS:
     found[name] = {}
     for model in MODELS:
-      # A mirrored digit is no digit.
       config = config_lib.replace(config_file.load(model), {'data.name': name})
-      if name == 'mnist':
-        config.data.augment = tuple(one for one in config.data.augment
-                                    if not isinstance(one, config_lib.Flip))
       label = model if name == 'fashion_mnist' else f'{model}_{name}'
       directory = experiment.population(label, config, folders[name])
       found[name][model] = errors(directory)

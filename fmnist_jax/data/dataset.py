@@ -99,8 +99,8 @@ class Dataset:
     sha256: file or array -> SHA-256 of its unpacked content, in hex: by that a run knows its data.
     synthetic: whether it is drawn, not photographed.
     mirrored_alike: whether an image seen in a mirror is still of its class, as far as is known.
-    validation: class-balanced, the same for every seed; empty until it is dealt out.
-    clean_train: up to 5,000 examples of `train`, class-balanced, to be measured without
+    validation: stratified, the same for every seed; empty until it is dealt out.
+    clean_train: up to 5,000 examples of `train`, stratified, to be measured without
       augmentation and dropout; likewise.
   """
   name: str
@@ -136,7 +136,7 @@ class Dataset:
       images: uint8 [N, H, W] or [N, H, W, C].
       labels: integers [N], 0 to K - 1.
       test_images: like `images`; None: a tenth of the examples, the same every time and
-        class-balanced, is set aside.
+        stratified, is set aside.
       test_labels: likewise.
       class_names: K strings; None: numbers.
       sha256: see the class; None: of the arrays.
@@ -163,7 +163,7 @@ class Dataset:
       if len(labels) < 2:
         raise DataError(f'{name} has one image; there must be two at least, one to train on and '
                         'one to test on.')
-      held = splits.balanced(labels, max(len(labels) // 10, 1), splits.TEST)
+      held = splits.stratified(labels, max(len(labels) // 10, 1), splits.TEST)
       test_images, test_labels = images[held], labels[held]
       kept = np.setdiff1d(np.arange(len(labels)), held)
       images, labels = images[kept], labels[kept]

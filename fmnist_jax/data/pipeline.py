@@ -62,11 +62,11 @@ def deal(source: Any, dataset: Dataset) -> Dataset:
         f'{dataset.name} has {total:,} training examples, of which data.validation_examples='
         f'{wanted:,} takes its part: too few are left for one step of data.batch_size='
         f'{source.batch_size:,}; lower one of them.')
-  held = splits.balanced(everything.labels, wanted, splits.VALIDATION)
+  held = splits.stratified(labels, wanted, splits.VALIDATION)
   train = everything.subset(np.setdiff1d(np.arange(total), held))
-  _tell_of_few(dataset, train.labels, everything.labels[held])
-  clean = splits.balanced(train.labels, min(CLEAN_TRAIN_EXAMPLES, len(train)),
-                          splits.CLEAN_TRAIN)
+  _tell_of_few(dataset, train.labels, labels[held])
+  clean = splits.stratified(train.labels, min(CLEAN_TRAIN_EXAMPLES, len(train)),
+                            splits.CLEAN_TRAIN)
   return dataclasses.replace(
       dataset, train=train, validation=everything.subset(held), clean_train=train.subset(clean),
       open_test=lambda: dataset.test.first(source.test_examples))
@@ -83,7 +83,8 @@ def _tell_of_few(dataset: Dataset, train: np.ndarray, validation: np.ndarray) ->
                       what, shown, more)
   count = functools.partial(np.bincount, minlength=dataset.num_classes)
   tell(count(train), 1, 'training')
-  tell(count(validation), min(_FEW, len(validation) // dataset.num_classes), 'validation')
+  fair = max(len(validation) // dataset.num_classes, 1)
+  tell(count(validation), min(_FEW, fair, len(validation)), 'validation')
 
 
 def is_resident(residency: str, num_bytes: int) -> bool:

@@ -25,7 +25,7 @@ class DataSource(settings.Section):
                                 '0: all (synthetic: 60,000)', low=0, high=2**30)
   test_examples: int = setting(0, 'use only the first N test examples; 0: all (synthetic: 10,000)',
                                low=0, high=2**30)
-  validation_examples: int = setting(5000, 'taken from the training set, class-balanced, the same '
+  validation_examples: int = setting(5000, 'taken from the training set, stratified, the same '
                                      'for every seed; 0: no validation, the last epoch is kept',
                                      low=0)
   batch_size: int = setting(128, 'training examples a step, over all devices', low=1)

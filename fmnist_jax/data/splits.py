@@ -1,4 +1,4 @@
-"""Fixed, class-balanced choices of examples, the same for every seed and numpy version."""
+"""Fixed, stratified choices of examples, the same for every seed and numpy version."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 VALIDATION, CLEAN_TRAIN, TEST = 1, 2, 3
 
 
-def balanced(labels: np.ndarray, count: int, purpose: int) -> np.ndarray:
-  """Chooses `count` examples, as many of each class as can be.
+def stratified(labels: np.ndarray, count: int, purpose: int) -> np.ndarray:
+  """Chooses `count` examples, of each class in proportion to how many there are.
 
-  Every class gives the same number (the first classes one more where `count` does not divide), but
-  none more than twice its share of the data, nor, unless all are wanted, the last one that it has,
-  so that a rare class is not used up.
+  Shares are rounded by largest remainders, the first class first where they are equal. As far as
+  `count` allows, a class of two or more gives one at least and keeps one, and a class of one keeps
+  it.
 
   Args:
     labels: int [N].
@@ -26,18 +26,26 @@ def balanced(labels: np.ndarray, count: int, purpose: int) -> np.ndarray:
   # The raw bits of a numpy bit generator never change; what Generator makes of them may.
   draws = np.random.Philox(key=purpose).random_raw(len(labels))
   classes, sizes = np.unique(labels, return_counts=True)
-  limits = np.minimum(sizes, -(-sizes * 2 * count // max(len(labels), 1)))
-  if count <= (sizes - 1).sum():
-    limits = np.minimum(limits, sizes - 1)
-  given = np.zeros_like(sizes)
-  while left := count - given.sum():
-    able = np.flatnonzero(given < limits)
-    share, extra = divmod(int(left), len(able))
-    given[able] = np.minimum(limits[able], given[able] + share)
-    if not share:
-      given[able[:extra]] += 1
-  chosen = []
-  for label, number in zip(classes, given):
+  chosen = [np.empty(0, np.int64)]
+  for label, number in zip(classes, _shares(sizes, count)):
     members = np.flatnonzero(labels == label)
     chosen.append(members[np.argsort(draws[members], kind='stable')[:number]])
-  return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
+  return np.sort(np.concatenate(chosen))
+
+
+def _shares(sizes: np.ndarray, count: int) -> np.ndarray:
+  """How many each class gives, int [K], of as many as it has, int [K]."""
+  total = max(sizes.sum(), 1)
+  least, most = np.minimum(sizes - 1, 1), sizes - 1
+  if count < least.sum():
+    least = np.zeros_like(sizes)
+  if count > most.sum():
+    most = sizes
+  given = np.clip(sizes * count // total, least, most)
+  while left := count - given.sum():
+    step = np.sign(left)
+    able = given < most if step > 0 else given > least
+    # Integers, so that equal remainders are equal everywhere.
+    short = np.where(able, step * (sizes * count - given * total), np.iinfo(np.int64).min)
+    given[np.argmax(short)] += step
+  return given

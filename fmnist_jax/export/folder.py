@@ -134,7 +134,7 @@ class _Export:
       self._add('model_int8.onnx', small, found, session.images_per_second(self._images))
 
   def _calibration(self) -> np.ndarray:
-    """Training images, class-balanced, without augmentation."""
+    """Training images of all classes, without augmentation."""
     chosen = self._dataset.clean_train
     assert chosen is not None  # It was dealt out.
     return chosen.first(CALIBRATION_IMAGES).arrays()[0]
