@@ -89,7 +89,8 @@ class SqueezeExcitation(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> the same shape."""
-    means = ops.avg_pool(x, x.shape[1:3], implementation=self.compute.implementation)
+    means = ops.avg_pool(x, (x.shape[1], x.shape[2]),
+                         implementation=self.compute.implementation)
     y = ops.Dense(self.width, **self.compute._asdict())(means.reshape(len(x), -1))
     y = ops.Dense(x.shape[-1], **self.compute._asdict())(ACTIVATIONS[self.activation](y))
     return x * nn.sigmoid(y)[:, None, None]
