@@ -1,4 +1,4 @@
-"""CIFAR-10 with ResNet-20 (arXiv:1512.03385), random crops and flips: C10RESNET_COUNT parameters.
+"""CIFAR-10 with ResNet-20 (arXiv:1512.03385), random crops and flips: 272,474 parameters.
 Not measured: no copy of CIFAR-10 was at hand.
 
   python -m fmnist_jax.main --config=configs/cifar10_resnet.py
