@@ -11,7 +11,7 @@ train: $(VENV)/.installed  ## trains, evaluates and explains configs/cnn.py in r
 	$(BIN)/python -m fmnist_jax.main --config=configs/cnn.py --config.data.offline_fallback=true
 
 test: $(VENV)/.installed-test  ## passes the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff check .

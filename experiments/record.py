@@ -58,8 +58,7 @@ class Experiment:
     changes['data.data_dir'] = data_dir or self.args.data_dir or config.data.data_dir
     directory = self.runs / f'{name}_x{seeds}'
     print(f'-- {directory}', flush=True)
-    machine.setup(deterministic=config.train.deterministic,
-                  compile_cache=config.train.compile_cache)
+    machine.setup(compile_cache=config.train.compile_cache)
     with self.clock(directory.name, stopped=(directory / 'population.json').exists()) as seconds:
       population.train_population(config_lib.replace(config, changes), directory, seeds=seeds,
                                   signals=self.interrupt)
@@ -80,14 +79,13 @@ class Experiment:
     from fmnist_jax.population import summary
     from fmnist_jax.storage.workdir import Workdir
     from fmnist_jax.trainer import Trainer
-    machine.setup(deterministic=config.train.deterministic,
-                  compile_cache=config.train.compile_cache)
+    machine.setup(compile_cache=config.train.compile_cache)
     config, directory, dataset, mesh = train.prepare(config_lib.validate(config), self.runs / name)
     with Workdir(directory, config) as workdir, progress.Console() as console, self.clock(
         name, stopped=(directory / 'results.json').exists()) as seconds:
       if workdir.results() is None:
         print(f'-- {directory}', flush=True)
-        source = source or transfer.find(config, dataset, lambda: False)
+        source = source or transfer.find(config, dataset, begun=False)
         trainer = Trainer(config, workdir, Equipment(config, dataset, mesh, source), console,
                           self.interrupt)
         try:

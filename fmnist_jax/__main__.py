@@ -12,7 +12,8 @@ from fmnist_jax.interrupt import Interrupt
 
 COMMANDS = {'train': 'fmnist_jax.main', 'evaluate': 'fmnist_jax.evaluate',
             'predict': 'fmnist_jax.predict', 'population': 'fmnist_jax.population.__main__',
-            'compare': 'fmnist_jax.compare', 'export': 'fmnist_jax.export.__main__'}
+            'search': 'fmnist_jax.search.__main__', 'compare': 'fmnist_jax.compare',
+            'export': 'fmnist_jax.export.__main__'}
 
 
 def dispatch(interrupt: Interrupt) -> None:

@@ -147,8 +147,7 @@ def prepare_run(args: argparse.Namespace) -> None:
   from fmnist_jax import config_file
   from fmnist_jax.storage import workdir
   config_file.import_parts(args.imports + [args.config] * bool(args.config))
-  train = workdir.read_config(args.workdir).train
-  machine.setup(deterministic=train.deterministic, compile_cache=train.compile_cache)
+  machine.setup(compile_cache=workdir.read_config(args.workdir).train.compile_cache)
 
 
 def load_config(args: argparse.Namespace, overrides: Sequence[str]) -> Config:

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fmnist_jax import settings
+from fmnist_jax import settings, views
 from fmnist_jax.data.augmentations import (
     Affine,
+    AlternatingFlip,
     Augmentation,
     CutMix,
     Flip,
@@ -31,6 +32,7 @@ from fmnist_jax.optimizers import (
     AdamW,
     Constant,
     Cosine,
+    Muon,
     OneCycle,
     Optimizer,
     Schedule,
@@ -39,11 +41,11 @@ from fmnist_jax.optimizers import (
 from fmnist_jax.settings import continuous, is_on, leaves, replace, setting
 
 __all__ = [
-    'CNN', 'MLP', 'SGD', 'Adam', 'AdamW', 'Affine', 'Augmentation', 'Config', 'Constant', 'Cosine',
-    'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Evaluate', 'Flip', 'Loss', 'MixUp',
-    'MobileNet', 'Model', 'OneCycle', 'Optimizer', 'RandomErasing', 'ResNet', 'Schedule', 'Shift',
-    'SpeedNet', 'Step', 'Train', 'ViT', 'continuous', 'differences', 'from_json', 'is_on', 'leaves',
-    'replace', 'setting', 'to_json', 'validate']
+    'CNN', 'MLP', 'SGD', 'Adam', 'AdamW', 'Affine', 'AlternatingFlip', 'Augmentation', 'Config',
+    'Constant', 'Cosine', 'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Evaluate', 'Flip',
+    'Loss', 'MixUp', 'MobileNet', 'Model', 'Muon', 'OneCycle', 'Optimizer', 'RandomErasing',
+    'ResNet', 'Schedule', 'Shift', 'SpeedNet', 'Step', 'Train', 'ViT', 'continuous', 'differences',
+    'from_json', 'is_on', 'leaves', 'replace', 'setting', 'to_json', 'validate']
 
 
 @dataclasses.dataclass
@@ -86,6 +88,10 @@ class Evaluate:
   split: str = setting('test', 'what results.json is measured on; use validation while working on '
                        'a recipe', choices=('test', 'validation'))
   batch_size: int = setting(500, 'examples a step, over all devices', low=1, high=2**16)
+  tta: tuple[str, ...] = setting((), 'test-time augmentation for results.json, evaluate and '
+                                 'predict: the mean over mirrored images (flip), over images moved '
+                                 'by a pixel (shift), or both; not while training',
+                                 choices=views.KINDS)
 
 
 @dataclasses.dataclass

@@ -77,7 +77,7 @@ def _written(file: pathlib.Path) -> Any:
   get_config = vars(module(file)).get('get_config')
   if not callable(get_config):
     raise ConfigError(f'{file} has no function get_config(); it must return a fmnist_jax.Config.')
-  return _guarded(file, get_config)
+  return guarded(file, get_config)
 
 
 _ours: set[str] = set()  # Modules that `module` made, and may make again.
@@ -98,7 +98,7 @@ def module(file: pathlib.Path) -> types.ModuleType:
     raise ConfigError(f'{file} is no Python file; give a .py, or the config.json of a run.')
   loader, made = spec.loader, importlib.util.module_from_spec(spec)
   if '.' in name:
-    _guarded(file, lambda: importlib.import_module(name.rpartition('.')[0]))
+    guarded(file, lambda: importlib.import_module(name.rpartition('.')[0]))
   before = sys.modules.get(name)
   if before is not None and name not in _ours:
     if pathlib.Path(getattr(before, '__file__', None) or name).resolve() == file.resolve():
@@ -106,7 +106,7 @@ def module(file: pathlib.Path) -> types.ModuleType:
     raise ConfigError(f'{file} would be the module {name}, which is another; rename the file.')
   sys.modules[name] = made  # Dataclasses look for their module while they are made.
   try:
-    _guarded(file, lambda: loader.exec_module(made))
+    guarded(file, lambda: loader.exec_module(made))
   except BaseException:
     del sys.modules[name]
     raise
@@ -126,7 +126,7 @@ def _module_name(file: pathlib.Path) -> str:
   return path.stem
 
 
-def _guarded(file: pathlib.Path, action: Any) -> Any:
+def guarded(file: pathlib.Path, action: Any) -> Any:
   """Runs somebody's code; what it raises becomes one sentence with the line of the file."""
   try:
     return action()

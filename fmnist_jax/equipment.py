@@ -57,7 +57,7 @@ class Equipment:
     other.programs = programs
     return other
 
-  def train(self, state: step.TrainState, sums: step.Sums, hyper: Any, epoch: int, first: int = 0,
+  def train(self, state: step.TrainState, sums: step.Sums, hyper: Any, epoch: Any, first: int = 0,
             *more: Any) -> Iterator[tuple[int, step.TrainState, step.Sums]]:
     """Trains an epoch from step `first` on, one call of the compiled program at a time.
 
@@ -68,7 +68,7 @@ class Equipment:
       state: before step `first`; its memory is taken over.
       sums: of the epoch so far.
       hyper: values of the continuous settings, placed.
-      epoch: its number, from 0.
+      epoch: its number, from 0; of members int [M], where each has its own.
       first: the first step, counted from the epoch's start.
       *more: further arguments of `programs.train`.
 
@@ -76,7 +76,7 @@ class Equipment:
       How many steps of the epoch are done, the state and the sums.
     """
     programs = self.programs
-    order = programs.call(programs.order, state.key, programs.number(epoch))
+    order = programs.call(programs.order, state.key, programs.epochs(epoch))
     for done, what in self._calls(order, first):
       state, sums = programs.call(programs.train, state, sums, hyper, *what, *more, donate=(0,))
       yield done, state, sums
@@ -100,5 +100,6 @@ class Equipment:
     wanted = jax.device_get(order)[:, own]
     with data.stream(self.dataset.train, wanted, start, size, place) as chunks:
       for images, labels in chunks:
-        start += images.shape[0]
-        yield start, (images, labels, None, programs.number(0), programs.number(images.shape[0]))
+        stop = start + images.shape[0]
+        yield stop, (images, labels, order, programs.number(start), programs.number(stop))
+        start = stop

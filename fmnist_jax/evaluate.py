@@ -21,13 +21,16 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
                       help='what to measure on (default: test)')
   parser.add_argument('--data_dir', default='', help='folder with the data set\'s files, if not '
                       'where the run found them')
+  parser.add_argument('--tta', metavar='flip,shift', help='test-time augmentation, in place of '
+                      'what evaluate.tta of the run says: flip, shift, both or, empty, none')
   args = parser.parse_args(argv)
   command.prepare_run(args)
-  from fmnist_jax import report
-  from fmnist_jax.evaluation import evaluate_run
-  results = evaluate_run(args.workdir, args.split, args.checkpoint, args.data_dir)
+  from fmnist_jax import evaluation, report
+  tta = None if args.tta is None else tuple(filter(None, args.tta.split(',')))
+  results = evaluation.evaluate_run(args.workdir, args.split, args.checkpoint, args.data_dir, tta)
   print(report.classification_table(results))
-  print(f'wrote {pathlib.Path(args.workdir) / f"results-{args.split}-{args.checkpoint}.json"}')
+  written = pathlib.Path(args.workdir) / evaluation.results_name(args.split, args.checkpoint, tta)
+  print(f'wrote {written}')
 
 
 if __name__ == '__main__':

@@ -17,7 +17,17 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, graph, machine, metrics, photograph, report, settings, sharding
+from fmnist_jax import (
+    data,
+    graph,
+    machine,
+    metrics,
+    photograph,
+    processes,
+    report,
+    settings,
+    sharding,
+)
 from fmnist_jax.errors import ConfigError, DataError, DivergenceError, ExportError, UserError, told
 from fmnist_jax.storage import files
 from fmnist_jax.storage.workdir import Workdir
@@ -108,6 +118,7 @@ def split_of(dataset: data.Dataset, name: str) -> data.Split:
   return dataset.validation
 
 
+@processes.by_primary
 def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
           results: dict[str, Any], probabilities: np.ndarray, variables: Any, *,
           with_report: bool) -> None:
@@ -157,10 +168,8 @@ def _network(config: config_lib.Config, dataset: data.Dataset,
              variables: Any) -> graph.Graph | str:
   """What the report's page runs, or why it cannot."""
   try:
-    if config.data.preparation() is not photograph.to_input:
-      return 'Pictures of this data set are prepared in a way of their own, which no page knows.'
     report.check_weights(sum(leaf.size for leaf in jax.tree.leaves(variables)))
-    return graph.trace(config.model, variables, dataset.image_shape, dataset.class_names)
+    return network_of(config, variables, dataset.image_shape, dataset.class_names)
   except UserError as error:
     return str(error)
   except Exception as error:  # Of somebody's own code, which must not cost the report.
@@ -169,7 +178,8 @@ def _network(config: config_lib.Config, dataset: data.Dataset,
 
 def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarray,
             labels: np.ndarray, parameters: int, trained: int, progress: Mapping[str, Any],
-            train: config_lib.Train, seconds: Mapping[str, float], mesh: Mesh) -> dict[str, Any]:
+            config: config_lib.Config, seconds: Mapping[str, float], mesh: Mesh
+            ) -> dict[str, Any]:
   """The contents of results.json, as the README lists them.
 
   Args:
@@ -180,7 +190,7 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
     parameters: how many the model has.
     trained: how many of them were trained.
     progress: of the run: epoch, best_epoch, best_validation_accuracy.
-    train: settings of the run.
+    config: of the run.
     seconds: by phase: data, compile, train, evaluate.
     mesh: what the predictions were computed on.
 
@@ -192,18 +202,19 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
                           'train again with a lower optim.learning_rate or with optim.clip_norm.')
   # Of few runs there is something to say here.
   special = {'lost_epoch': progress['lost_epoch'], 'init_from': progress['init_from'],
-             'trained_parameters': trained if trained < parameters else None}
+             'trained_parameters': trained if trained < parameters else None,
+             'tta': list(config.evaluate.tta) or None}
   return {
       **{name: value for name, value in special.items() if value is not None},
       'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
       **metrics.summarize(probabilities, labels, described['class_names']),
       'parameters': parameters, 'best_epoch': progress['best_epoch'],
       'best_validation_accuracy': progress['best_validation_accuracy'],
-      'epochs': progress['epoch'], 'seed': train.seed,
+      'epochs': progress['epoch'], 'seed': config.train.seed,
       'seconds': {phase: round(value, 3) for phase, value in seconds.items()},
       'data_sha256': described['sha256'], 'versions': machine.versions(),
-      'device': sharding.device_name(mesh), 'precision': train.precision,
-      'operations': train.operations}
+      'device': sharding.device_name(mesh), 'precision': config.train.precision,
+      'operations': config.train.operations}
 
 
 def dataset_of(run: TrainedModel, data_dir: str) -> data.Dataset:
@@ -227,7 +238,8 @@ def dataset_of(run: TrainedModel, data_dir: str) -> data.Dataset:
 
 
 def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
-                 checkpoint: str = 'best', data_dir: str = '') -> dict[str, Any]:
+                 checkpoint: str = 'best', data_dir: str = '',
+                 tta: Sequence[str] | None = None) -> dict[str, Any]:
   """Measures a checkpoint on a split and writes `results-<split>-<checkpoint>.json` beside it.
 
   Args:
@@ -235,6 +247,8 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
     split: 'test' or 'validation'.
     checkpoint: 'best', 'latest' or a step.
     data_dir: where the data set is, if not where the run found it.
+    tta: test-time augmentation in place of what the run's `evaluate.tta` says; it is then part of
+      the file's name.
 
   Returns:
     What it wrote, the fields of results.json.
@@ -242,9 +256,12 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   Raises:
     UserError: when the run, the checkpoint or the data set is missing, damaged or another one.
   """
-  run = load_run(directory, checkpoint)
+  run = load_run(directory, checkpoint, {} if tta is None else {'evaluate.tta': tuple(tta)})
   began = time.perf_counter()
   dataset = dataset_of(run, data_dir)
+  if 'flip' in run.config.evaluate.tta and not dataset.mirrored_alike:
+    raise ConfigError(f'Images of {dataset.name} are not mirrored, as they would be of no class; '
+                      'leave flip out.')
   chosen = split_of(dataset, split)
   loaded = time.perf_counter()
   batches = Batches(chosen, run.config.evaluate.batch_size, run.programs.mesh, resident=False)
@@ -256,6 +273,13 @@ def evaluate_run(directory: str | pathlib.Path, split: str = 'test',
   measured = results(described=run.progress['data'], split=split, probabilities=probabilities,
                      labels=chosen.labels, parameters=run.parameters,
                      trained=run.trained_parameters, progress=run.progress,
-                     train=run.config.train, seconds=seconds, mesh=run.programs.mesh)
-  files.write_json(run.workdir / f'results-{split}-{checkpoint}.json', measured, sealed=True)
+                     config=run.config, seconds=seconds, mesh=run.programs.mesh)
+  files.write_json(run.workdir / results_name(split, checkpoint, tta), measured, sealed=True)
   return measured
+
+
+def results_name(split: str, checkpoint: str, tta: Sequence[str] | None = None) -> str:
+  """The file that `evaluate_run` writes in a work directory, by its arguments."""
+  views = [] if tta is None else ['-'.join(('tta', *tta)) if tta else 'plain']
+  return f'results-{"-".join([split, checkpoint, *views])}.json'
+

@@ -26,6 +26,12 @@ def name_of(path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
+def fits(name: str, patterns: Sequence[str]) -> bool:
+  """Whether a pattern fits the variable of this name, or a layer around it."""
+  return any(fnmatch.fnmatchcase(around, pattern) for pattern in patterns
+             for around in itertools.accumulate(name.split('/'), '{}/{}'.format))
+
+
 class Freezing:
   """What is frozen, and what that means for optimiser, module and state.
 
@@ -41,9 +47,7 @@ class Freezing:
 
   def __call__(self, name: str) -> bool:
     """Whether the variable of this name is frozen."""
-    parts = name.split('/')
-    return any(fnmatch.fnmatchcase(around, pattern) for pattern in self._patterns
-               for around in itertools.accumulate(parts, '{}/{}'.format))
+    return fits(name, self._patterns)
 
   def trained(self, params: Any) -> list[Any]:
     """The leaves of the parameters that are not frozen."""

@@ -14,19 +14,18 @@ import logging
 import os
 import pathlib
 import platform
-import re
 import secrets
 import stat
+import time
 from importlib import metadata
 
 from absl import logging as absl_logging
 
 from fmnist_jax.errors import BackendError, one_line
 
-DETERMINISTIC_FLAG = '--xla_gpu_deterministic_ops=true'
-
 # Compiled programs of one config take about 10 MB.
 MAX_CACHE_BYTES = 1 << 30
+_LONGEST_WRITE = 3600  # seconds
 
 # By that name, had absl not been imported, logging would make one that does not know its callers.
 _log = absl_logging.get_absl_logger()
@@ -45,11 +44,10 @@ def prepare_environment() -> None:
   os.environ.setdefault('JAX_ENABLE_PREEMPTION_SERVICE', 'false')
 
 
-def setup(*, deterministic: bool, compile_cache: bool) -> str:
+def setup(*, compile_cache: bool) -> str:
   """Starts the backend and lets compiled programs be kept between runs.
 
   Args:
-    deterministic: whether a GPU may only use operations whose bits are the same in every run.
     compile_cache: whether to keep compiled programs in the user's cache directory. A cache
       directory that jax has already been told to use is left in place.
 
@@ -57,10 +55,8 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
     The platform of the default devices: 'cpu', 'gpu' or 'tpu'.
 
   Raises:
-    BackendError: when no backend starts, or `deterministic` comes too late.
+    BackendError: when no backend starts.
   """
-  if deterministic and not _backend_started():
-    _add_flag(DETERMINISTIC_FLAG)
   for each in (_is_not_of_orbax, _in_one_line):
     if each not in _log.filters:
       _log.addFilter(each)
@@ -71,31 +67,9 @@ def setup(*, deterministic: bool, compile_cache: bool) -> str:
     raise BackendError(f'JAX could not start a backend ({" ".join(str(error).split())[:300]}); '
                        'install a jaxlib for this accelerator, or set JAX_PLATFORMS=cpu.'
                        ) from error
-  check_deterministic(deterministic)
   if compile_cache and not jax.config.values['jax_compilation_cache_dir']:
     keep_compiled_programs(cache_root() / 'xla', name)
   return name
-
-
-def _add_flag(flag: str) -> None:
-  present = os.environ.get('XLA_FLAGS', '')
-  if flag.split('=')[0] not in {known.split('=')[0] for known in present.split()}:
-    os.environ['XLA_FLAGS'] = f'{present} {flag}'.strip()
-
-
-def check_deterministic(wanted: bool) -> None:
-  """Raises BackendError where a GPU's bits are to be the same in every run and would not be."""
-  import jax
-  if (wanted and jax.default_backend() == 'gpu'
-      and DETERMINISTIC_FLAG not in os.environ.get('XLA_FLAGS', '')):
-    raise BackendError('train.deterministic came too late, the GPU is already in use: set '
-                       f'XLA_FLAGS={DETERMINISTIC_FLAG} before the program starts.')
-
-
-def _backend_started() -> bool:
-  import jax  # noqa: F401
-  from jax._src import xla_bridge
-  return xla_bridge.backends_are_initialized()
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
@@ -269,7 +243,7 @@ class ProgramCache:
 
   def put(self, key: str, value: bytes) -> None:
     """Keeps `value` under `key`, in place of what was there."""
-    temporary = self._path / f'.{os.getpid()}-{secrets.token_hex(4)}'  # `_shrink` reads the id.
+    temporary = self._path / f'.new-{secrets.token_hex(8)}'
     try:
       temporary.write_bytes(hashlib.sha256(value).digest() + value)
       temporary.rename(self._path / key)
@@ -289,12 +263,11 @@ def _shrink(root: pathlib.Path, limit: int) -> None:
   files = []
   for path in root.glob('*/*'):
     with contextlib.suppress(OSError):
-      temporary = re.fullmatch(r'\.(\d{1,9})-[0-9a-f]+', path.name)
-      if temporary and not _alive(int(temporary[1])):
-        path.unlink()
-      elif not path.name.startswith('.'):  # Such as .nfs0001 and .DS_Store: the system's.
-        status = path.stat()
+      status = path.stat()
+      if not path.name.startswith('.'):  # Others, such as .nfs0001 and .DS_Store, are the system's.
         files.append((status.st_mtime, status.st_size, path))
+      elif path.name.startswith('.new-') and time.time() - status.st_mtime > _LONGEST_WRITE:
+        path.unlink()
   total = sum(size for _, size, _ in files)
   for _, size, path in sorted(files):
     if total <= limit:
@@ -302,14 +275,6 @@ def _shrink(root: pathlib.Path, limit: int) -> None:
     with contextlib.suppress(OSError):
       path.unlink()
       total -= size
-
-
-def _alive(process: int) -> bool:
-  try:
-    os.kill(process, 0)
-  except OSError as error:
-    return not isinstance(error, ProcessLookupError)
-  return True
 
 
 def cache_root() -> pathlib.Path:

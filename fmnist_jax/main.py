@@ -76,15 +76,12 @@ def _place(coordinator: str | None, processes: str | None, process: str | None) 
 def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   """Reads the command line and runs it."""
   args, overrides, place = parse(sys.argv[1:] if argv is None else argv)
-  load = lambda: command.load_config(args, overrides)
-  config = None if place else load()
   from fmnist_jax import machine, processes, train
   if place:
     processes.start(*place)
   with processes.leaving():
-    config = config or processes.together(load)
-    processes.together(lambda: machine.setup(deterministic=config.train.deterministic,
-                                             compile_cache=config.train.compile_cache))
+    config = processes.together(lambda: command.load_config(args, overrides))
+    machine.setup(compile_cache=config.train.compile_cache)
     train.train_and_evaluate(config, args.workdir, signals=interrupt)
 
 

@@ -15,6 +15,7 @@ import optax
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import models, settings
+from fmnist_jax.data import Place
 from fmnist_jax.errors import ConfigError, UserError, told
 from fmnist_jax.freezing import Freezing
 from fmnist_jax.optimizers import Horizon
@@ -36,11 +37,13 @@ def check(config: config_lib.Config, image_shape: tuple[int, int, int], num_clas
   key = jax.eval_shape(lambda: jax.random.key(0, impl='threefry2x32'))
   images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
   targets = jax.ShapeDtypeStruct((batch, num_classes), jnp.float32)
+  number: Any = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  place = Place(key, number(), number(batch))
 
   for i, entry in enumerate(config.data.augment):
     name = f'The augmentation {settings.kind_name(type(entry))}'
-    found = _traced(name, lambda values, *args, i=i: config_lib.replace(
-        config, values).data.augment[i](*args), values, key, images, targets)
+    found = _traced(name, lambda values, place, *args, i=i: config_lib.replace(
+        config, values).data.augment[i].at(place)(*args), values, place, key, images, targets)
     if not (isinstance(found, (tuple, list)) and [getattr(x, 'shape', None) for x in found] == [
         images.shape, targets.shape] and found[0].dtype in (jnp.uint8, jnp.float32)):
       raise ConfigError(f'{name} gives {_shown(found)} for {_shown((images, targets))}; it must '

@@ -44,6 +44,10 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   if run.image_shape[2] not in (1, 3):
     raise DataError(f'The model of {args.workdir} takes images of {run.image_shape[2]} channels; '
                     'pictures have 1 or 3.')
+  if run.config.evaluate.tta:
+    from fmnist_jax import views
+    print(f'What is said of each image is the {views.told(run.config.evaluate.tta)}, as the run '
+          'has it in evaluate.tta.', file=sys.stderr)
   failed: list[str] = []
   WRITERS[args.format](answers(run, args.files, failed), run.class_names)
   if failed:

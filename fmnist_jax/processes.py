@@ -29,7 +29,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmnist_jax import errors, machine
@@ -40,6 +39,17 @@ PyTree = Any
 T = TypeVar('T')
 
 _rounds = itertools.count()
+
+
+def _network() -> Any:
+  """What jax knows of the other processes: `process_id`, `num_processes`, `client`.
+
+  Of its own, since it makes none of this public: `jax.process_index()` starts the devices, which
+  waits for every process, before any of them could tell the others that it has failed; and nothing
+  else hands out the client, by which they tell each other.
+  """
+  from jax._src import distributed
+  return distributed.global_state
 
 
 def start(coordinator: str, number: int | None, index: int | None) -> None:
@@ -75,8 +85,7 @@ def _check_versions() -> None:
   first = json.loads(_exchange(json.dumps(here), [0])[0])
   other = [f'{name} {first[name]} and {here[name]}' for name in here if here[name] != first[name]]
   if other:
-    own = distributed.global_state.process_id
-    raise BackendError(f'Process 0 and process {own} have different versions ('
+    raise BackendError(f'Process 0 and process {_network().process_id} have different versions ('
                        f'{", ".join(other)}); install the same everywhere.')
 
 
@@ -112,12 +121,12 @@ def _bind(coordinator: str) -> str | None:
 
 def count() -> int:
   """How many processes share the run."""
-  return distributed.global_state.num_processes
+  return _network().num_processes
 
 
 def is_primary() -> bool:
   """Whether this is process 0, which alone prints and writes."""
-  return distributed.global_state.process_id == 0
+  return _network().process_id == 0
 
 
 def together(action: Callable[[], T]) -> T:
@@ -144,6 +153,19 @@ def of_primary(action: Callable[[], T]) -> T:
   """
   value, said = _agreed(action, [0])
   return value if is_primary() else said[0]['value']
+
+
+def by_primary(method: Callable[..., T]) -> Callable[..., T]:
+  """A method whose calls are `of_primary`: all processes call it, and process 0 alone does it."""
+  @functools.wraps(method)
+  def call(*args: Any, **kwargs: Any) -> T:
+    return of_primary(lambda: method(*args, **kwargs))
+  return call
+
+
+def by_itself() -> None:
+  """From now on this thread, of process 0, calls alone what is for all processes to call."""
+  _by_itself.now = True
 
 
 def arrays_of_primary(read: Callable[[], PyTree], like: PyTree) -> PyTree:
@@ -196,11 +218,19 @@ class Late:
     return 0 if before is None else int(before)
 
 
-class Agreed:
-  """Signals for several processes: a signal to one of them stops all at the same poll.
+@contextlib.contextmanager
+def agreeing(signals: Signals) -> Iterator[Signals]:
+  """Signals to be polled: where there are several processes, one to any of them stops all."""
+  if count() == 1:
+    yield signals
+    return
+  agreed = _Agreed(signals)
+  with agreed.deferred():
+    yield agreed
 
-  Signals are acted on inside `deferred` alone, which a whole run is.
-  """
+
+class _Agreed:
+  """A signal to one process stops all at the same poll; inside `deferred`, a whole run, alone."""
 
   def __init__(self, signals: Signals):
     """Args: this process's own."""
@@ -280,7 +310,7 @@ def _agreed(action: Callable[[], T], speakers: Sequence[int]) -> tuple[T, list[A
   value: Any = None
   mine: dict[str, Any] = {}
   error = None
-  if distributed.global_state.process_id in speakers:
+  if _network().process_id in speakers:
     try:
       _by_itself.now = list(speakers) == [0]
       value = action()
@@ -299,7 +329,7 @@ def _agreed(action: Callable[[], T], speakers: Sequence[int]) -> tuple[T, list[A
 
 def _of_all(own: UserError | None, process: int, kind: str, text: str) -> UserError:
   """The error that all raise, as this process raises it: the first one's."""
-  if distributed.global_state.process_id == process and own is not None:
+  if _network().process_id == process and own is not None:
     own.agreed = True
     return own
   if is_primary():
@@ -311,11 +341,10 @@ def _of_all(own: UserError | None, process: int, kind: str, text: str) -> UserEr
 
 def _exchange(mine: str, speakers: Sequence[int]) -> list[str]:
   """The texts of some processes, in their order; by way of process 0, not of the devices."""
-  client: Any = distributed.global_state.client
-  number = next(_rounds)
-  if distributed.global_state.process_id in speakers:
-    client.key_value_set(f'fmnist_jax/{number}/{distributed.global_state.process_id}', mine)
-  return [_heard(client, f'fmnist_jax/{number}/{process}') for process in speakers]
+  network, number = _network(), next(_rounds)
+  if network.process_id in speakers:
+    network.client.key_value_set(f'fmnist_jax/{number}/{network.process_id}', mine)
+  return [_heard(network.client, f'fmnist_jax/{number}/{process}') for process in speakers]
 
 
 def _heard(client: Any, key: str) -> str:

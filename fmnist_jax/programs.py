@@ -6,6 +6,7 @@ continuous settings are arrays (`hyper`), so one compilation serves every value 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,13 +19,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, models, ops, settings, sharding, step
+from fmnist_jax import data, machine, models, ops, settings, sharding, step, views
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.freezing import Freezing
 from fmnist_jax.optimizers import Horizon
 
-# A stream of the root key that no step uses: `fold_in` of a number no step reaches.
-_ORDER_STREAM = 2**31 + 1
+# Streams of the root key that no step uses: `fold_in` of a number no step reaches.
+_ORDER_STREAM, _EXAMPLE_STREAM = 2**31 + 1, 2**31 + 2
 
 
 def hyper_arrays(config: config_lib.Config) -> dict[str, jax.Array]:
@@ -47,6 +48,7 @@ class Programs:
   Attributes:
     config: with nothing left to 'auto'.
     mesh: what the programs run on.
+    layout: how state and sums are placed: whole on every device.
     horizon: how long the run is.
     freezing: what is not trained.
     compile_seconds: that this thread spent compiling so far.
@@ -65,7 +67,7 @@ class Programs:
       train_examples: the size of the training set, which gives steps per epoch.
       class_counts: how many of them are of each class, int [K]; None: nothing is to be trained.
     """
-    self.config, self.mesh = config, mesh
+    self.config, self.mesh, self.layout = config, mesh, sharding.replicated(mesh)
     self.image_shape, self.num_classes = image_shape, num_classes
     self.class_counts = class_counts
     self.train_examples = train_examples
@@ -101,20 +103,17 @@ class Programs:
   def _optimizer(self, config: config_lib.Config) -> optax.GradientTransformation:
     return self.freezing.optimizer(config.optim.build(self.horizon))
 
-  # Where things lie: whole on every device.
-
-  @property
-  def layout(self) -> NamedSharding:
-    """How state and sums are placed."""
-    return sharding.replicated(self.mesh)
-
   def put(self, tree: Any) -> Any:
     """Places host arrays: state, sums, hyper."""
     return sharding.put(tree, self.layout)
 
   def number(self, value: int) -> jax.Array:
     """An int32 scalar, whole on every device."""
-    return sharding.put(np.int32(value), sharding.replicated(self.mesh))
+    return self.put(np.int32(value))
+
+  def epochs(self, value: int) -> jax.Array:
+    """The number of an epoch, for `order`."""
+    return self.number(value)
 
   def zero(self) -> step.Sums:
     """Sums of nothing, placed."""
@@ -144,7 +143,7 @@ class Programs:
                             self.config.data.batch_size)
 
   def train(self, state: step.TrainState, sums: step.Sums, hyper: dict[str, jax.Array],
-            images: jax.Array, labels: jax.Array, order: jax.Array | None, start: jax.Array,
+            images: jax.Array, labels: jax.Array, order: jax.Array, start: jax.Array,
             stop: jax.Array) -> tuple[step.TrainState, step.Sums]:
     """Steps `start` to `stop` - 1 of an epoch.
 
@@ -152,11 +151,11 @@ class Programs:
       state: donated.
       sums: of the epoch so far.
       hyper: values of the continuous settings.
-      images: uint8, the whole training set [N, H, W, C]; or, where `order` is None, the batches
-        of this call [steps, B, H, W, C].
-      labels: int32 [N] or [steps, B].
-      order: int32 [steps of the epoch, B], or None.
-      start: first step, counted from the epoch's start; from the first batch without `order`.
+      images: uint8, the whole training set [N, H, W, C], or the batches of these steps alone
+        [stop - start, B, H, W, C].
+      labels: int32 [N] or [stop - start, B].
+      order: which examples each step of the epoch takes, int32 [steps of the epoch, B].
+      start: first step, counted from the epoch's start.
       stop: after the last step.
     """
     config = config_lib.replace(self.config, hyper)
@@ -166,8 +165,8 @@ class Programs:
 
     def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
       state, sums = carry
-      if order is None:
-        batch, batch_labels = images[t], labels[t]
+      if labels.ndim == 2:
+        batch, batch_labels = images[t - start], labels[t - start]
       else:
         take = lambda all_: all_.at[order[t]].get(mode='promise_in_bounds')
         batch, batch_labels = take(images), take(labels)
@@ -176,8 +175,11 @@ class Programs:
       # Compiled alike wherever the batch came from, so that streaming it changes no bit.
       batch, batch_labels = jax.lax.optimization_barrier((batch, batch_labels))
       targets = jax.nn.one_hot(batch_labels, self.num_classes)
+      place = data.Place(state.run_key(_EXAMPLE_STREAM),
+                         state.step // self.horizon.steps_per_epoch,
+                         jax.lax.with_sharding_constraint(order[t], split))
       batch, targets = data.augment(config.data.augment, state.step_key(step.AUGMENT), batch,
-                                    targets)
+                                    targets, place)
       after, new = step.train_step(state, self._input(batch), targets, apply=apply, tx=tx,
                                    loss=loss, ema_decay=config.train.ema_decay)
       return self.freezing.kept(state, after), sums + new
@@ -194,8 +196,13 @@ class Programs:
     return sums + step.eval_step(variables, images, labels, mask, apply=self._apply)
 
   def predict(self, variables: Any, images: jax.Array) -> jax.Array:
-    """Class probabilities, float32 [B, K], of images [B, H, W, C]: uint8, or float in [0, 1]."""
-    return step.predict_step(variables, images, apply=self._apply)
+    """Class probabilities, float32 [B, K], of images [B, H, W, C]: uint8, or float in [0, 1].
+
+    With `evaluate.tta`, the mean over the views of each image.
+    """
+    alone = functools.partial(step.predict_step, variables, apply=self._apply)
+    kinds = self.config.evaluate.tta
+    return views.mean_over(kinds, alone, images) if kinds else alone(images)
 
   def _apply(self, variables: Any, images: jax.Array, *, train: bool) -> jax.Array:
     """The module's logits, on a CPU of as many images at a time as its cache holds.
@@ -225,6 +232,11 @@ class Programs:
     """
     return self.compiled(function, *args, donate=donate)(*args)
 
+  def _options(self) -> dict[str, bool | str] | None:
+    """For the compiler. CPUs and TPUs give the same bits in every run anyway."""
+    wanted = self.config.train.deterministic and sharding.platform(self.mesh) == 'gpu'
+    return {'xla_gpu_deterministic_ops': True} if wanted else None
+
   def compiled(self, function: Callable, *args: Any, donate: Sequence[int] = (),
                layout: NamedSharding | None = None) -> Any:
     """`function` compiled for arguments of these shapes and shardings, once.
@@ -245,7 +257,7 @@ class Programs:
       if signature not in self._compiled:
         self._compiled[signature] = jax.jit(
             function, donate_argnums=tuple(donate),
-            out_shardings=layout or self.layout).lower(*args).compile()
+            out_shardings=layout or self.layout).lower(*args).compile(self._options())
         machine.return_memory()
     now = time.perf_counter()
     self._seconds.compile += now - alone

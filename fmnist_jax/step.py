@@ -39,10 +39,13 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: Any
   ema: Any
 
+  def run_key(self, stream: int | jax.Array) -> jax.Array:
+    """The typed key of the run for one stream: a number of 2**31 or more, or a step."""
+    return jax.random.fold_in(jax.random.wrap_key_data(self.key, impl='threefry2x32'), stream)
+
   def step_key(self, stream: int) -> jax.Array:
     """The typed key of this step for one stream, such as `DROPOUT`."""
-    root = jax.random.wrap_key_data(self.key, impl='threefry2x32')
-    return jax.random.fold_in(jax.random.fold_in(root, self.step), stream)
+    return jax.random.fold_in(self.run_key(self.step), stream)
 
   def rngs(self) -> dict[str, jax.Array]:
     """This step's keys for a module: Flax takes that of 'params' for every name not given."""

@@ -48,7 +48,7 @@ def resolve(config: config_lib.Config, platform: str, resident: bool,
 
 def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path, *,
                        dataset: data.Dataset | None = None,
-                       on_record: Callable[[dict[str, Any]], None] | None = None,
+                       on_record: Callable[[dict[str, Any]], None] = lambda record: None,
                        signals: Signals | None = None) -> dict[str, Any]:
   """Trains, or goes on training, and evaluates; everything is written below `directory`.
 
@@ -73,28 +73,21 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     Interrupted: when a signal asked to leave; what was done is saved.
   """
   with contextlib.ExitStack() as stack:
-    signals = signals or Unwatched()
-    if processes.count() > 1:
-      signals = processes.Agreed(signals)
-      stack.enter_context(signals.deferred())
+    signals = stack.enter_context(processes.agreeing(signals or Unwatched()))
     console = stack.enter_context(progress_lib.Console())
-    # First of all, since starting the devices waits for every process.
-    config = processes.together(lambda: config_lib.validate(config))
     began = time.perf_counter()
-    config, directory, dataset, mesh = processes.together(
-        lambda: prepare(config, pathlib.Path(directory), dataset))
-    _check_alike(config, dataset)
+    config, directory, dataset, mesh = _prepare_alike(config, pathlib.Path(directory), dataset)
     checkpoints = Checkpoints(directory / 'checkpoints')
     # Read before anything is written; what a run began from is in its own checkpoints.
-    source = transfer.find(config, dataset, lambda: bool(checkpoints.steps()))
-    workdir = stack.enter_context(Workdir(directory, config))
+    source = transfer.find(config, dataset, begun=bool(checkpoints.steps()))
+    workdir = stack.enter_context(Workdir(directory, config, on_record))
     checkpoints.clean()
     results = workdir.results()
     if results is not None:
       console.say(f'{workdir.path} is finished; choose another --workdir to train again.')
       return results
     trainer = processes.together(lambda: Trainer(
-        config, workdir, Equipment(config, dataset, mesh, source), console, signals, on_record))
+        config, workdir, Equipment(config, dataset, mesh, source), console, signals))
     data_seconds = time.perf_counter() - began - trainer.programs.compile_seconds
     console.say(progress_lib.introduction(config, dataset, sharding.device_name(mesh)))
     if source:
@@ -103,6 +96,28 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     trainer.progress.seconds['data'] += data_seconds
     trainer.fit()
     return trainer.finish()
+
+
+def _prepare_alike(config: config_lib.Config, directory: pathlib.Path, dataset: data.Dataset | None
+                   ) -> tuple[config_lib.Config, pathlib.Path, data.Dataset, Mesh]:
+  """`prepare`, of a config to be validated; in all processes, to the same end, or in none."""
+  # Before the devices are started, which waits for every process.
+  config = processes.together(lambda: config_lib.validate(config))
+  config, directory, dataset, mesh = processes.together(lambda: prepare(config, directory, dataset))
+  here = {'config': config_lib.to_json(config), 'sha256': dict(dataset.sha256)}
+  first = processes.of_primary(lambda: here)
+  def compare() -> None:
+    if first is here:
+      return
+    changed = config_lib.differences(config_lib.from_json(first['config']), config)
+    if changed:
+      raise ConfigError(f'This process has another config than process 0 ({"; ".join(changed)}); '
+                        'start all with the same command, on machines of one kind.')
+    if first['sha256'] != here['sha256']:
+      raise DataError(f'This process found other data under the name {dataset.name} than process '
+                      '0 (the SHA-256 digests differ); give all of them the same.')
+  processes.together(compare)
+  return config, directory, dataset, mesh
 
 
 def prepare(config: config_lib.Config, directory: pathlib.Path,
@@ -115,13 +130,21 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
   else:
     dataset = data.deal(config.data, dataset)
   config = _as_suits(config, dataset)
+  check_parts(config, dataset)
+  mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
+  return suited(config, dataset, mesh), directory, dataset, mesh
+
+
+def check_parts(config: config_lib.Config, dataset: data.Dataset) -> None:
+  """Raises ConfigError unless the parts of a config fit together and the data."""
   parts.check(config, dataset.image_shape, dataset.num_classes,
               Horizon(len(dataset.train) // config.data.batch_size, config.train.epochs))
-  mesh = sharding.make_mesh(config.data.batch_size, config.train.devices)
-  machine.check_deterministic(config.train.deterministic)
+
+
+def suited(config: config_lib.Config, dataset: data.Dataset, mesh: Mesh) -> config_lib.Config:
+  """The config with nothing left to 'auto', as it suits the data and the devices."""
   resident = data.is_resident(config.data.residency, dataset.train_bytes)
-  config = resolve(config, sharding.platform(mesh), resident, mesh.size)
-  return config, directory, dataset, mesh
+  return resolve(_as_suits(config, dataset), sharding.platform(mesh), resident, mesh.size)
 
 
 def _as_suits(config: config_lib.Config, dataset: data.Dataset) -> config_lib.Config:
@@ -129,9 +152,10 @@ def _as_suits(config: config_lib.Config, dataset: data.Dataset) -> config_lib.Co
   if dataset.mirrored_alike:
     return config
   augment = tuple(one.unmirrored() for one in config.data.augment)
-  if augment != config.data.augment:
+  tta = tuple(kind for kind in config.evaluate.tta if kind != 'flip')
+  if (augment, tta) != (config.data.augment, config.evaluate.tta):
     logging.info('Images of %s are not mirrored: they would be of no class.', dataset.name)
-  return config_lib.replace(config, {'data.augment': augment})
+  return config_lib.replace(config, {'data.augment': augment, 'evaluate.tta': tta})
 
 
 def load(config: config_lib.Config,
@@ -155,20 +179,3 @@ def load(config: config_lib.Config,
     logging.warning('=' * 88)
     config = dataclasses.replace(config, data=instead)
     return config, directory, data.load(config.data)
-
-
-def _check_alike(config: config_lib.Config, dataset: data.Dataset) -> None:
-  """Raises ConfigError or DataError in all processes unless they are about to do the same."""
-  if processes.count() == 1:
-    return
-  first, sha256 = processes.of_primary(
-      lambda: (config_lib.to_json(config), dict(dataset.sha256)))
-  def compare() -> None:
-    changed = config_lib.differences(config_lib.from_json(first), config)
-    if changed:
-      raise ConfigError(f'This process has another config than process 0 ({"; ".join(changed)}); '
-                        'start all with the same command, on machines of one kind.')
-    if dict(dataset.sha256) != sha256:
-      raise DataError(f'This process found other data under the name {dataset.name} than process '
-                      '0 (the SHA-256 digests differ); give all of them the same.')
-  processes.together(compare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -181,15 +181,19 @@ def choose(checkpoints: Checkpoints, which: str, latest: int, progress: dict[str
   return wanted
 
 
-def load_run(directory: str | pathlib.Path, checkpoint: str = 'best') -> TrainedModel:
+def load_run(directory: str | pathlib.Path, checkpoint: str = 'best',
+             changes: Mapping[str, Any] | None = None) -> TrainedModel:
   """Loads a trained model.
 
   Args:
     directory: the run's work directory.
     checkpoint: 'best', 'latest' or a step.
+    changes: settings to work with in place of the run's own, by dotted name, such as
+      'evaluate.tta'.
 
   Raises:
     UserError: when there is no such run or checkpoint, or it is damaged.
   """
   directory = pathlib.Path(directory)
-  return TrainedModel(directory, workdir.read_config(directory), checkpoint)
+  config = config_lib.replace(workdir.read_config(directory), changes or {})
+  return TrainedModel(directory, config_lib.validate(config), checkpoint)

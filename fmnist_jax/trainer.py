@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -15,10 +14,10 @@ import numpy as np
 from absl import logging
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, evaluation, processes, report, step
+from fmnist_jax import data, evaluation, report, step
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
-from fmnist_jax.errors import CheckpointError, ConfigError, DivergenceError
+from fmnist_jax.errors import CheckpointError, ConfigError
 from fmnist_jax.interrupt import Interrupted, Signals
 from fmnist_jax.programs import hyper_arrays
 from fmnist_jax.storage import readback
@@ -125,27 +124,24 @@ class Trainer:
     sums: of the epoch so far, on the devices.
   """
 
-  def __init__(self, config: config_lib.Config, directory: Workdir, equipment: Equipment,
-               console: progress_lib.Console, signals: Signals,
-               on_record: Callable[[Record], None] | None = None):
+  def __init__(self, config: config_lib.Config, workdir: Workdir, equipment: Equipment,
+               console: progress_lib.Console, signals: Signals):
     """Prepares the state before the first step.
 
     Args:
       config: with nothing left to 'auto'.
-      directory: of the run, held.
+      workdir: of the run.
       equipment: programs and data.
       console: where to say what happens.
       signals: polled between dispatches.
-      on_record: called with each record of metrics.jsonl once it is written, in process 0.
     """
-    self.config, self.workdir, self.equipment = config, directory, equipment
+    self.config, self.workdir, self.equipment = config, workdir, equipment
     self.programs = equipment.programs
-    self.console, self.signals, self.on_record = console, signals, on_record
+    self.console, self.signals = console, signals
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = Progress(data=describe(equipment.dataset))
-    self.checkpoints = Checkpoints(directory.path / 'checkpoints', readback.PROGRESS,
-                                   directory.held)
-    self.directory, self.history = directory.path, directory.history
+    self.checkpoints = Checkpoints(workdir.path / 'checkpoints', readback.PROGRESS, workdir.held)
+    self.directory, self.history = workdir.path, workdir.history
     self.taken = 0
     self.saved: set[int] = set()  # Steps of the last checkpoint, and of the best that it knew.
     self.hyper = self.programs.put(hyper_arrays(config))
@@ -190,16 +186,9 @@ class Trainer:
     except CheckpointError as error:
       if type(error) is not CheckpointError:  # Of a newer version: no damage.
         raise
-      def choose() -> list[int]:
-        steps, intact = self.checkpoints.steps(), []
-        for taken in steps:
-          with contextlib.suppress(CheckpointError):
-            self.checkpoints.verify(taken)
-            intact.append(taken)
-        return intact
-      intact = set(processes.of_primary(choose)) - {self.progress.best_step}
+      intact = set(self.checkpoints.intact()) - {self.progress.best_step}
       others = Progress()
-      for record in processes.of_primary(self.history.read):
+      for record in self.history.read():
         if record['step'] in intact:
           others.decide(record, self.config.train)
       if not others.best_epoch:
@@ -294,9 +283,8 @@ class Trainer:
     """Runs the steps that are left of the current epoch; returns images a second."""
     before = self.progress.epoch * self.programs.horizon.steps_per_epoch
     first, previous = self.taken - before, None
-    began = saved_at = time.perf_counter()
-    paused = self.programs.paused_seconds
-    due = processes.Late()
+    began, paused = time.perf_counter(), self.programs.paused_seconds
+    every, steps = self.config.train.checkpoint_every_seconds, self.programs.horizon.steps_per_epoch
     calls = self.equipment.train(self.state, self.sums, self.hyper, self.progress.epoch, first,
                                  *self.extra())
     for done, self.state, self.sums in calls:
@@ -304,10 +292,9 @@ class Trainer:
       if previous:  # One call late, so that the device never waits for this.
         self.show(*previous)
       previous = self.taken, self.sums
-      if self._save_is_due(due, saved_at) and done < self.programs.horizon.steps_per_epoch:
+      if self.checkpoints.due(every) and done < steps:
         self.show(*previous)
         self.save()
-        saved_at, due = time.perf_counter(), processes.Late()
       self.signals.check()
     if previous:
       self.show(*previous)
@@ -318,10 +305,6 @@ class Trainer:
   def extra(self) -> tuple[Any, ...]:
     """Further arguments of `programs.train` in this epoch."""
     return ()
-
-  def _save_is_due(self, due: processes.Late, saved_at: float) -> bool:
-    every = self.config.train.checkpoint_every_seconds
-    return bool(every and due(processes.is_primary() and time.perf_counter() - saved_at > every))
 
   def show(self, taken: int, sums: step.Sums) -> None:
     """Waits for a dispatch, checks its numbers and moves the bar."""
@@ -343,8 +326,6 @@ class Trainer:
     self.sums = self.programs.zero()
     # The record first: a checkpoint never knows of an epoch that the history lacks.
     self.history.append(record)
-    if self.on_record and processes.is_primary():
-      self.on_record(record)
     self.save()
     self.console.say(line)
 
@@ -360,7 +341,7 @@ class Trainer:
     return record, progress_lib.epoch_line(record, self.config.train.epochs, best)
 
   def record(self, config: config_lib.Config, sums: step.Sums, measured: Mapping[str, Any],
-             seconds: float, images_per_second: float) -> Record:
+             seconds: float, images_per_second: float, taken: int | None = None) -> Record:
     """A line of metrics.jsonl.
 
     Args:
@@ -369,9 +350,11 @@ class Trainer:
       measured: clean_train_loss and what else was measured after it.
       seconds: of training so far, over all starts.
       images_per_second: of the epoch's training steps.
+      taken: steps done, where these are not `self.taken`.
     """
-    rate = config.optim.rate(self.programs.horizon)(jnp.asarray(self.taken - 1))
-    return {'epoch': self.taken // self.programs.horizon.steps_per_epoch, 'step': self.taken,
+    taken = self.taken if taken is None else taken
+    rate = config.optim.rate(self.programs.horizon)(jnp.asarray(taken - 1))
+    return {'epoch': taken // self.programs.horizon.steps_per_epoch, 'step': taken,
             'seconds': round(seconds, 3), 'images_per_second': round(images_per_second, 1),
             'learning_rate': float(rate), 'train_loss': float(sums.loss) / int(sums.count),
             'train_accuracy': int(sums.correct) / int(sums.count),
@@ -389,17 +372,10 @@ class Trainer:
     if not _finite(self.state):
       self.give_up(f'The weights are not finite after step {self.taken}')
 
-  def give_up(self, what: str) -> None:
-    """Raises DivergenceError, in every process."""
-    self.checkpoints.wait()
-    processes.of_primary(lambda: self._diverged(what))
-
-  def _diverged(self, what: str) -> NoReturn:
-    kept = self.checkpoints.steps()
-    where = (f'the checkpoint of step {kept[-1]} is kept in {self.checkpoints.directory}'
-             if kept else 'nothing had been saved yet')
-    raise DivergenceError(f'{what} (epoch {self.progress.epoch + 1}); {where}; lower '
-                          'optim.learning_rate or set optim.clip_norm.')
+  def give_up(self, what: str) -> NoReturn:
+    """Raises DivergenceError."""
+    self.checkpoints.abandon(f'{what} (epoch {self.progress.epoch + 1})',
+                             'lower optim.learning_rate or set optim.clip_norm')
 
   # After training.
 
@@ -431,13 +407,13 @@ class Trainer:
         **seconds, 'compile': seconds['compile'] + programs.compile_seconds - compiled,
         'evaluate': time.perf_counter() - began - (programs.paused_seconds - paused)}
 
-  def write(self, directory: Workdir, config: config_lib.Config, progress: Progress,
+  def write(self, workdir: Workdir, config: config_lib.Config, progress: Progress,
             probabilities: np.ndarray, seconds: Mapping[str, float], variables: Any, *,
             with_report: bool) -> dict[str, Any]:
     """Writes what a run leaves behind; returns the contents of results.json.
 
     Args:
-      directory: of the run, its history complete.
+      workdir: of the run, its history complete.
       config: of the run.
       progress: of the run.
       probabilities: float32 [N, K], of the split to evaluate.
@@ -450,10 +426,10 @@ class Trainer:
         described=self.progress.data, split=config.evaluate.split, probabilities=probabilities,
         labels=evaluation.split_of(dataset, config.evaluate.split).labels,
         parameters=self.parameters, trained=self.trained_parameters,
-        progress=dataclasses.asdict(progress), train=config.train, seconds=seconds,
+        progress=dataclasses.asdict(progress), config=config, seconds=seconds,
         mesh=self.equipment.mesh)
-    processes.of_primary(lambda: evaluation.write(
-        directory, config, dataset, results, probabilities, variables, with_report=with_report))
+    evaluation.write(workdir, config, dataset, results, probabilities, variables,
+                     with_report=with_report)
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -53,19 +53,18 @@ class Source:
             f'{listed("taken")}; starting fresh: {listed("fresh")}; left there: {listed("left")}.')
 
 
-def find(config: config_lib.Config, dataset: data.Dataset,
-         begun: Callable[[], bool]) -> Source | None:
+def find(config: config_lib.Config, dataset: data.Dataset, begun: bool) -> Source | None:
   """What `train.init_from` names, verified and read in process 0; None where it is not needed.
 
   Args:
     config: of the run that is to start.
     dataset: what it is to be trained on.
-    begun: whether it has started already, and does not need it any more; asked in process 0.
+    begun: whether it has started already, and does not need it any more.
 
   Raises:
     CheckpointError: when there is no such run, it is damaged, or nothing of it fits.
   """
-  if not config.train.init_from or processes.of_primary(begun):
+  if not config.train.init_from or begun:
     return None
   arrays: dict[str, np.ndarray] = {}
   def read() -> dict[str, Any]:

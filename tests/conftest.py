@@ -1,7 +1,7 @@
 """Every test runs on four CPU devices, with rank promotion and warnings as errors.
 
 Nothing is read from or written to the user's caches: prepared data and compiled programs go to a
-temporary directory that lives as long as the test session.
+temporary directory, one for all workers, that lives as long as the test session.
 """
 
 import atexit
@@ -20,15 +20,23 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ['MPLBACKEND'] = 'Agg'
-_scratch = tempfile.mkdtemp(prefix='fmnist_jax-tests-')
-atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
-os.environ['XDG_CACHE_HOME'] = os.path.join(_scratch, 'cache')
-os.environ['TFDS_DATA_DIR'] = os.path.join(_scratch, 'tfds')
+if 'PYTEST_XDIST_WORKER' not in os.environ:  # Workers inherit it.
+  _scratch = tempfile.mkdtemp(prefix='fmnist_jax-tests-')
+  atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
+  os.environ['XDG_CACHE_HOME'] = os.path.join(_scratch, 'cache')
+  os.environ['TFDS_DATA_DIR'] = os.path.join(_scratch, 'tfds')
 
-import jax  # noqa: E402
+import jax
+import pytest
 
-from fmnist_jax import machine  # noqa: E402
+from fmnist_jax import machine, report
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Tests compile the same programs again and again.
-machine.setup(deterministic=False, compile_cache=True)
+machine.setup(compile_cache=True)
+
+
+@pytest.fixture(name='no_report')
+def _no_report(monkeypatch):
+  """Drawing takes longer than such runs; `test_report` and runs with a report see to it."""
+  monkeypatch.setattr(report, 'write', lambda *_, **__: None)

@@ -11,6 +11,7 @@ from fmnist_jax.config import (
     CNN,
     SGD,
     Affine,
+    AlternatingFlip,
     Config,
     CrossEntropy,
     Data,
@@ -30,7 +31,8 @@ def full_config(**train):
   return Config(
       data=Data(name='synthetic', train_examples=500, test_examples=90, validation_examples=100,
                 batch_size=20,
-                augment=(Flip(0.5), Affine(rotation=10, shift=2), RandomErasing(0.2))),
+                augment=(Flip(0.3), AlternatingFlip(), Affine(rotation=10, shift=2),
+                         RandomErasing(0.2))),
       model=CNN(channels=(4, 8), pool=(2, 2), batch_norm=True, dropout=(0.1, 0.2), dense=(16,),
                 dense_dropout=0.3),
       loss=CrossEntropy(label_smoothing=0.1),

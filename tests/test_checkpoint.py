@@ -452,6 +452,17 @@ def test_a_failure_in_the_background_is_told_once(checkpoints, monkeypatch):
   assert checkpoints.steps() == [3]
 
 
+def test_a_save_is_due_so_many_seconds_after_the_last(tmp_path, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(checkpoint_lib.time, 'perf_counter', lambda: now[0])
+  checkpoints = Checkpoints(tmp_path / 'c')
+  due = lambda seconds: (now.append(now.pop() + seconds), checkpoints.due(5))[1]
+  assert [due(1), due(4), due(2)] == [False, False, True]
+  checkpoints.save(1, state(), {})
+  assert [due(4), due(2)] == [False, True] and not checkpoints.due(0)
+  checkpoints.close()
+
+
 def test_an_unwritable_place_is_one_sentence(tmp_path):
   (tmp_path / 'file').write_text('')
   checkpoints = Checkpoints(tmp_path / 'file' / 'checkpoints')
@@ -522,7 +533,9 @@ sharding = NamedSharding(Mesh(np.array(jax.devices()), ('data',)), PartitionSpec
 value = np.arange(6, dtype=np.float32)
 state = {'a': jax.make_array_from_callback((6,), sharding, lambda index: value[index])}
 checkpoints.save(1, state, {'step': 1})
-assert checkpoints.latest_good() == 1
+assert checkpoints.latest_good() == 1 and checkpoints.intact() == [1]
+# The clock of process 0 is known to the other one call late.
+assert [checkpoints.due(every) for every in (1e-9, 1e-9, 1e9, 1e9)] == [False, True, True, False]
 restored, progress = checkpoints.restore(1, state)
 assert progress == {'step': 1} and restored['a'].tolist() == value.tolist()
 split = jax.make_array_from_callback((6,), NamedSharding(sharding.mesh, PartitionSpec('data')),

@@ -7,7 +7,7 @@ import pytest
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, ops
-from fmnist_jax.config import Affine, CutMix, Flip, MixUp, RandomErasing, Shift
+from fmnist_jax.config import Affine, AlternatingFlip, CutMix, Flip, MixUp, RandomErasing, Shift
 from fmnist_jax.data import augmentations as augment
 
 KEY = jax.random.key(0)
@@ -25,6 +25,38 @@ def test_flip_mirrors_with_its_probability(images):
   many = jnp.broadcast_to(images[:1], (2000, 28, 28, 2))
   flipped = np.asarray(augment.horizontal_flip(KEY, many, 0.25))[:, 0, 0, 0] == mirrored[0, 0, 0, 0]
   assert 0.2 < flipped.mean() < 0.3  # Standard deviation 0.01.
+
+
+def test_an_alternating_flip_shows_either_side_of_each_image_in_two_epochs(images):
+  def seen(epoch, examples, key=KEY, probability=0.5):
+    place = data.Place(jax.random.key(3), jnp.int32(epoch), examples)
+    shown = data.augment((AlternatingFlip(probability),), key, images[examples], None, place)[0]
+    sides = [np.asarray(side[examples]) for side in (images, images[:, :, ::-1])]
+    mirrored = (np.asarray(shown) == sides[1]).all((1, 2, 3))
+    plain = (np.asarray(shown) == sides[0]).all((1, 2, 3))
+    assert (mirrored != plain).all(), 'the one or the other'
+    return mirrored
+  order = jnp.array([3, 1, 15, 7, 0, 9, 12, 4])
+  first, second, third = (seen(epoch, order) for epoch in range(3))
+  assert 0 < first.sum() < 8
+  np.testing.assert_array_equal(second, ~first)
+  np.testing.assert_array_equal(third, first)
+  # It is the image that counts, wherever it stands in a batch of whatever step.
+  np.testing.assert_array_equal(seen(2, order[::-1], jax.random.key(9)), first[::-1])
+  assert seen(1, order, probability=1.0).sum() == 0 == (~seen(0, order, probability=1.0)).sum()
+  with pytest.raises(TypeError, match='has to know the epoch'):
+    AlternatingFlip()(KEY, images, None)
+
+
+def test_half_of_the_images_are_mirrored_first_and_each_run_and_entry_draws_for_itself():
+  bars = jnp.zeros((2000, 1, 4, 1)).at[:, :, 0].set(1)
+  def mirrored(sequence, key):
+    place = data.Place(jax.random.key(key), jnp.int32(0), jnp.arange(2000))
+    return np.asarray(data.augment(sequence, KEY, bars, None, place)[0])[:, 0, 3, 0] == 1
+  flip = AlternatingFlip()
+  one, other = mirrored((flip,), 0), mirrored((flip,), 1)
+  for share in (one.mean(), (one ^ other).mean(), mirrored((flip, flip), 0).mean()):
+    assert 0.45 < share < 0.55  # Standard deviation 0.011.
 
 
 def moved(image, down, right):
@@ -144,11 +176,13 @@ def test_erasing_overwrites_one_rectangle_of_the_right_size():
 
 def change(sequence, key, images, targets=None):
   """The images that a sequence of augmentations makes."""
-  return data.augment(sequence, key, images, targets)[0]
+  place = data.Place(jax.random.key(3), jnp.int32(0), jnp.arange(len(images)))
+  return data.augment(sequence, key, images, targets, place)[0]
 
 
 def test_nothing_switched_on_changes_nothing(images):
-  off = (Flip(0.0), Shift(0.0), Affine(0.0), RandomErasing(0.0), MixUp(0.0), CutMix(0.0))
+  off = (Flip(0.0), Shift(0.0), Affine(0.0), RandomErasing(0.0), MixUp(0.0), CutMix(0.0),
+         AlternatingFlip(0.0))
   assert change((), KEY, images) is images
   assert change(off, KEY, images) is images
 
@@ -170,8 +204,9 @@ def test_bytes_become_what_their_floats_become(shape, sequence):
 
 
 ALL = (Flip(0.5), Affine(rotation=10.0, zoom=0.1, shift=2.0), RandomErasing(0.5))
-CASES = [(Flip(0.5),), (Shift(2.0),), (Affine(rotation=10.0),), (Affine(rotation=0.0, zoom=0.1),),
-         (Affine(rotation=0.0, shift=2.0),), (RandomErasing(0.5),), ALL]
+CASES = [(Flip(0.5),), (AlternatingFlip(0.5),), (Shift(2.0),), (Affine(rotation=10.0),),
+         (Affine(rotation=0.0, zoom=0.1),), (Affine(rotation=0.0, shift=2.0),),
+         (RandomErasing(0.5),), ALL]
 
 
 @pytest.mark.parametrize('sequence', CASES)
@@ -214,7 +249,7 @@ def test_a_divided_batch_gives_the_same_without_communication(images, kind):
     images = (images[..., :1] * 255).astype(jnp.uint8)
   mesh = jax.make_mesh((4,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  run = lambda images: change((*ALL, Shift(1.0)), KEY, images)
+  run = lambda images: change((*ALL, Shift(1.0), AlternatingFlip()), KEY, images)
   compiled = jax.jit(run, in_shardings=split, out_shardings=split).lower(images).compile()
   for word in ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute'):
     assert word not in compiled.as_text()

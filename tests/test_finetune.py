@@ -22,6 +22,8 @@ from fmnist_jax.population.train import train_population
 from fmnist_jax.train import train_and_evaluate
 from fmnist_jax.trained_model import load_run
 
+pytestmark = pytest.mark.usefixtures('no_report')
+
 
 def config(**train):
   """BatchNorm, averages and weight decay; quick to compile."""
@@ -83,7 +85,7 @@ def start(config, dataset):
   module = models.build(config.model, dataset.num_classes, models.Compute())
   own = jax.device_get(dict(module.init(jax.random.key(7), jnp.zeros((1, *dataset.image_shape)),
                                         train=False)))
-  found = transfer.find(config, dataset, lambda: False)
+  found = transfer.find(config, dataset, begun=False)
   return found.described, own, found.into(own)
 
 

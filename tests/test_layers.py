@@ -9,23 +9,29 @@ import fmnist_jax
 LAYERS = (
     ('errors', 'interrupt', 'locks'),
     ('machine', 'photograph'),
-    ('settings', 'storage.readback', 'metrics', 'step', 'processes'),
+    ('settings', 'storage.readback', 'metrics', 'step', 'views', 'processes'),
     ('ops',),
-    ('storage.files', 'sharding', 'models', 'optimizers', 'losses', 'freezing'),
+    ('freezing',),
+    ('storage.files', 'sharding', 'models', 'optimizers', 'losses'),
     ('graph',),
     ('storage.manifest', 'progress', 'report'),
     ('data',),
     ('config',),
     ('storage.workdir', 'storage.checkpoint', 'programs', 'config_file', 'parts',
-     'population.plan'),
-    ('trained_model', 'population.stacked', 'command'),
-    ('evaluation', 'transfer', 'population.summary'),
+     'population.plan', 'search.directories'),
+    ('trained_model', 'population.stacked', 'command', 'search.space', 'search.storage'),
+    ('evaluation', 'transfer', 'population.summary', 'search.board'),
     ('equipment', 'population.comparison'),
     ('trainer',),
     ('train', 'population.vectorized'),
     ('population.independent',),
-    ('population.train',),
-    ('main', 'evaluate', 'predict', 'compare', 'export', 'population.__main__'),
+    ('population.train', 'search.bench', 'search.summary'),
+    ('search.attempts',),
+    ('search.apart',),
+    ('search.lanes',),
+    ('search.search',),
+    ('main', 'evaluate', 'predict', 'compare', 'export', 'population.__main__',
+     'search.__main__'),
     ('__main__',),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -33,7 +39,7 @@ ROOT = pathlib.Path(fmnist_jax.__file__).parent
 
 
 # Folders whose files are ranked one by one; other packages are one thing each.
-SHELVES = ('storage', 'population')
+SHELVES = ('storage', 'population', 'search')
 
 
 def place(name):

@@ -23,7 +23,7 @@ from fmnist_jax import machine
 machine.prepare_environment()
 import jax, jax.numpy as jnp
 logging.getLogger('jax').setLevel(logging.WARNING)  # Before the import, jax would take it for C++.
-machine.setup(deterministic=False, compile_cache=True)
+machine.setup(compile_cache=True)
 hits = []
 jax.monitoring.register_event_listener(
     lambda event, **_: hits.append(event) if event.endswith('/cache_hits') else None)
@@ -78,41 +78,19 @@ def test_a_backend_that_does_not_start_is_one_sentence(tmp_path):
   out = run('from fmnist_jax import machine\n'
             'from fmnist_jax.errors import BackendError\n'
             'try:\n'
-            '  machine.setup(deterministic=False, compile_cache=False)\n'
+            '  machine.setup(compile_cache=False)\n'
             'except BackendError as error:\n'
             '  print(error)\n', tmp_path, JAX_PLATFORMS='nonesuch')
   assert 'nonesuch' in out and 'JAX_PLATFORMS=cpu' in out and out.count('\n') == 1
 
 
-# Flags.
-
-def test_deterministic_flag_is_set_once_and_kept(monkeypatch):
-  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
-  machine._add_flag(machine.DETERMINISTIC_FLAG)
-  machine._add_flag(machine.DETERMINISTIC_FLAG)
-  assert os.environ['XLA_FLAGS'] == ('--xla_force_host_platform_device_count=4 '
-                                     '--xla_gpu_deterministic_ops=true')
-  monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_deterministic_ops=false')
-  machine._add_flag(machine.DETERMINISTIC_FLAG)
-  assert os.environ['XLA_FLAGS'] == '--xla_gpu_deterministic_ops=false'
-
-
-def test_deterministic_flag_too_late_for_a_gpu(monkeypatch):
-  jax.devices()  # The backend has started.
-  monkeypatch.setenv('XLA_FLAGS', '')
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  with pytest.raises(BackendError, match='too late'):
-    machine.setup(deterministic=True, compile_cache=False)
-
-
-def test_setup_takes_every_flag_and_imports_jax_late(tmp_path):
+def test_setup_imports_jax_late(tmp_path):
   out = run('import os, sys\n'
             'from fmnist_jax import machine\n'
             'machine.prepare_environment()\n'
             'print("jax" in sys.modules, os.environ["TF_CPP_MIN_LOG_LEVEL"])\n'
-            'print(machine.setup(deterministic=True, compile_cache=False))\n'
-            'print(os.environ["XLA_FLAGS"])\n', tmp_path)
-  assert out.split() == ['False', '3', 'cpu', machine.DETERMINISTIC_FLAG]
+            'print(machine.setup(compile_cache=False))\n', tmp_path)
+  assert out.split() == ['False', '3', 'cpu']
   assert entries(tmp_path) == []
 
 
@@ -120,7 +98,7 @@ def test_only_orbax_is_kept_quiet(tmp_path):
   # In a process of its own, because it matters who is first to ask for the logger.
   out = run('import logging, sys\n'
             'from fmnist_jax import machine\n'
-            'machine.setup(deterministic=False, compile_cache=False)\n'
+            'machine.setup(compile_cache=False)\n'
             'logging.basicConfig(stream=sys.stdout, format="%(message)s", force=True)\n'
             'for path in ("/x/orbax/checkpoint/a.py", "/x/fmnist_jax/train.py"):\n'
             '  text = "from absl import logging; logging.warning(__file__)"\n'
@@ -216,13 +194,13 @@ def test_the_longest_unused_go_first_and_leftovers_go_always(tmp_path):
   for age, key in enumerate('abcd'):
     cache.put(key, bytes(68))
     os.utime(cache._path / key, (1000 - age, 1000 - age))
-  dead = subprocess.Popen([sys.executable, '-c', ''])
-  dead.wait()
-  (cache._path / f'.{dead.pid}-ab').write_bytes(b'x')
-  (cache._path / f'.{os.getpid()}-ab').write_bytes(b'')
+  for name in ('.new-ab', '.new-cd', '.nfs01'):
+    (cache._path / name).write_bytes(b'x')
+  for name in ('.new-ab', '.nfs01'):
+    os.utime(cache._path / name, (1000, 1000))
   assert cache.get('d') == bytes(68)  # Used now.
   machine._shrink(tmp_path, 250)
-  assert sorted(os.listdir(cache._path)) == [f'.{os.getpid()}-ab', 'a', 'd']
+  assert sorted(os.listdir(cache._path)) == ['.new-cd', '.nfs01', 'a', 'd']
 
 
 def test_what_the_machine_has_is_asked_in_one_place():

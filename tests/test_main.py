@@ -13,7 +13,7 @@ import time
 import pytest
 import runs
 
-from fmnist_jax import command, config_file, evaluate, main
+from fmnist_jax import __main__, command, config_file, evaluate, main
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.storage import workdir as workdir_lib
 
@@ -33,6 +33,18 @@ def run(arguments, cwd, **how):
   process = start(arguments, cwd, **how)
   out, err = process.communicate(timeout=300)
   return process.returncode, out, err
+
+
+@pytest.fixture(name='called')
+def _called(tmp_path, monkeypatch, capsys):
+  """`run` in this process, which saves the start of one."""
+  def call(arguments, program=main.main):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['fmnist-jax', *arguments])
+    with pytest.raises(SystemExit) as left:
+      command.run(program)
+    return left.value.code, *capsys.readouterr()
+  return call
 
 
 def test_overrides_are_separated_from_options():
@@ -68,6 +80,12 @@ def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
   assert found['examples'] == 100
 
 
+def test_a_mistake_ends_a_process_with_one_sentence(tmp_path):
+  code, out, err = run([*TINY, '--config.data.batch_size=4000'], tmp_path)
+  assert code == 1 and err.startswith('error: ') and 'batch_size' in err
+  assert err.count('\n') == 1 and 'Traceback' not in out + err
+
+
 @pytest.mark.parametrize(('arguments', 'says'), [
     (['--config=nope.py'], 'There is no config file nope.py'),
     (['--config.train.epoch=3'], "did you mean 'train.epochs'"),
@@ -82,25 +100,25 @@ def test_a_run_from_outside_the_checkout_and_its_evaluation(tmp_path):
     ([*TINY, '--config.model.padding=VALID', '--config.model.kernel=13'], 'leaves no pixel'),
     ([*TINY, '--config.data.batch_size=4000'], 'batch_size'),
 ])
-def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, says):
+def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path, called, arguments, says):
   (tmp_path / 'file').write_text('x')
   (tmp_path / 'foreign').mkdir()
   (tmp_path / 'foreign' / 'thesis.tex').write_text('x')
-  code, out, err = run(arguments, tmp_path)
+  code, out, err = called(arguments)
   assert code == 1 and says in err
   assert err.startswith('error: ') and err.count('\n') == 1 and 'Traceback' not in out + err
   assert not list(tmp_path.glob('runs/*/checkpoints')) + list(tmp_path.glob('runs/*/results.json'))
 
 
-def test_help_explains_every_field(tmp_path):
-  code, out, _ = run(['--help', '--config=configs/mlp.py'], tmp_path)
+def test_help_explains_every_field(called):
+  code, out, _ = called(['--help', '--config=configs/mlp.py'])
   assert code == 0
   for part in ('--workdir', '--config.optim.learning_rate=', 'peak learning rate',
                '--config.model.hidden=128', 'goes on where the last'):
     assert part in out
 
 
-def test_all_commands_have_one_name_too(tmp_path):
+def test_all_commands_have_one_name_too(tmp_path, called):
   config = configparser.ConfigParser()
   config.read(pathlib.Path(__file__).parents[1] / 'setup.cfg')
   assert config['options.entry_points']['console_scripts'].strip() == (
@@ -110,11 +128,11 @@ def test_all_commands_have_one_name_too(tmp_path):
   for name, argument in (('evaluate', '--split'), ('predict', '--format'),
                          ('population', '--seeds'),
                          ('compare', '--output'), ('export', '--checkpoint')):
-    code, out, err = run([name, '--help'], tmp_path, module='fmnist_jax')
+    code, out, err = called([name, '--help'], __main__.dispatch)
     assert (code, err) == (0, '') and argument in out
-  code, out, err = run([], tmp_path, module='fmnist_jax')
+  code, out, err = called([], __main__.dispatch)
   assert code == 0 and 'train|evaluate|predict|population|compare|export' in out
-  code, out, err = run(['tarin'], tmp_path, module='fmnist_jax')
+  code, out, err = called(['tarin'], __main__.dispatch)
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
                                'evaluate, predict, population, compare, export.\n')
 
@@ -194,12 +212,9 @@ def test_what_is_printed_may_be_no_text():
     (['--config.train.epochs=1\n2'], r"error: train.epochs is '1\n2'; it must be a whole number."),
     (['--config=a\nb'], r'error: There is no config file a\nb; give'),
 ])
-def test_arguments_are_refused_in_one_line(monkeypatch, capsys, arguments, says):
-  monkeypatch.setattr(sys, 'argv', ['main', *arguments])
-  with pytest.raises(SystemExit) as left:
-    command.run(main.main)
-  err = capsys.readouterr().err
-  assert left.value.code == 1 and err.startswith(says) and err.count('\n') == 1
+def test_arguments_are_refused_in_one_line(called, arguments, says):
+  code, _, err = called(arguments)
+  assert code == 1 and err.startswith(says) and err.count('\n') == 1
 
 
 @pytest.mark.parametrize(('arguments', 'says'), [

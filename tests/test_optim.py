@@ -1,5 +1,6 @@
 """Schedules and optimisers against formulas and NumPy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,9 @@ import optax
 import pytest
 
 from fmnist_jax import config as config_lib
-from fmnist_jax.optimizers import Horizon
+from fmnist_jax.errors import ConfigError
+from fmnist_jax.freezing import Freezing
+from fmnist_jax.optimizers import Horizon, muon
 
 PARAMS = {'kernel': jnp.arange(6.0).reshape(2, 3) - 2.5, 'bias': jnp.array([1.0, -2.0, 0.5])}
 GRADS = {'kernel': jnp.full((2, 3), 0.3), 'bias': jnp.array([0.1, -0.2, 0.4])}
@@ -117,7 +120,94 @@ def test_clipping_bounds_the_global_norm():
   assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-4)
 
 
+LAYERS = {
+    'Conv_0': {'kernel': np.random.default_rng(0).normal(size=(3, 3, 2, 8)).astype(np.float32)},
+    'Dense_0': {'kernel': np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32),
+                'bias': np.ones(4, np.float32)},
+    'tokens': np.ones((1, 5, 3), np.float32)}
+
+
+def slopes(seed):
+  random = np.random.default_rng(seed)
+  return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), LAYERS)
+
+
+@pytest.mark.parametrize('shape', [(288, 64), (10, 128), (32, 32)])
+@pytest.mark.parametrize('condition', [1.0, 1e2, 1e4])
+def test_orthogonalized_is_the_published_iteration(shape, condition):
+  """Of Jordan et al., in float64, on the matrix itself."""
+  random = np.random.default_rng(0)
+  left, _, right = np.linalg.svd(random.normal(size=shape), full_matrices=False)
+  size = min(shape)
+  matrix = left * np.logspace(0, -np.log10(condition), size) @ right
+  x = matrix / np.linalg.norm(matrix)
+  for _ in range(5):
+    a = x @ x.T
+    x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+  found = muon.orthogonalized(jnp.asarray(matrix, jnp.float32))
+  np.testing.assert_allclose(found, x, atol=2e-3)
+  values = np.linalg.svd(np.asarray(found))[1]
+  assert values.max() < 1.25
+  assert condition > 100 or values.min() > 0.65
+  assert not np.asarray(muon.orthogonalized(jnp.zeros(shape))).any()
+
+
+def test_muon_makes_steps_of_kernels_orthogonal_and_leaves_the_rest_to_adam():
+  config = config_lib.Muon(learning_rate=0.5, momentum=0.8, weight_decay=0.1,
+                           adam_learning_rate=0.01)
+  tx = config.build(Horizon(10, 10))
+  params, state, velocity = LAYERS, tx.init(LAYERS), 0.0
+  for seed in range(3):
+    grads = slopes(seed)
+    updates, state = tx.update(grads, state, params)
+    gradient = grads['Conv_0']['kernel'].reshape(18, 8)
+    velocity = 0.8 * velocity + gradient
+    step = -0.5 * (np.asarray(muon.orthogonalized(gradient + 0.8 * velocity))
+                   + 0.1 * params['Conv_0']['kernel'].reshape(18, 8))
+    np.testing.assert_allclose(updates['Conv_0']['kernel'].reshape(18, 8), step, atol=1e-4)
+    params = optax.apply_updates(params, updates)
+  adam = config_lib.AdamW(learning_rate=0.01, weight_decay=0.1).build(Horizon(10, 10))
+  expected, state = LAYERS, adam.init(LAYERS)
+  for seed in range(3):
+    updates, state = adam.update(slopes(seed), state, expected)
+    expected = optax.apply_updates(expected, updates)
+  np.testing.assert_allclose(params['Dense_0']['bias'], expected['Dense_0']['bias'], rtol=1e-6)
+  np.testing.assert_allclose(params['tokens'], expected['tokens'], rtol=1e-6)
+  assert np.abs(params['Dense_0']['kernel'] - expected['Dense_0']['kernel']).max() > 0.1
+  # A kernel that is named takes Adam's steps too.
+  tx = dataclasses.replace(config, adam=('Dense_*',)).build(Horizon(10, 10))
+  named, state = LAYERS, tx.init(LAYERS)
+  for seed in range(3):
+    updates, state = tx.update(slopes(seed), state, named)
+    named = optax.apply_updates(named, updates)
+  np.testing.assert_allclose(named['Dense_0']['kernel'], expected['Dense_0']['kernel'], rtol=1e-6)
+  np.testing.assert_allclose(named['Conv_0']['kernel'], params['Conv_0']['kernel'], rtol=1e-6)
+
+
+def test_muon_steps_are_longer_where_there_are_more_outputs():
+  tx = config_lib.Muon(learning_rate=1.0, momentum=0.0).build(Horizon(10, 10))
+  grads = {'kernel': jnp.eye(4, 16)}
+  updates, _ = tx.update(grads, tx.init(grads), grads)
+  values = np.linalg.svd(-np.asarray(updates['kernel']))[1]
+  assert (values > 1.3).all() and (values < 2.5).all()  # sqrt(16 / 4) = 2, 0.7 to 1.2 times.
+
+
+def test_muon_refuses_a_pattern_that_fits_no_kernel():
+  with pytest.raises(ConfigError, match=r"'Dens'.*no kernel .*Conv_0/kernel, Dense_0/kernel"):
+    config_lib.Muon(adam=('Dens',)).build(Horizon(10, 10)).init(LAYERS)
+
+
+def test_muon_leaves_frozen_layers_alone():
+  tx = Freezing(('Conv_0',)).optimizer(config_lib.Muon(weight_decay=0.1).build(Horizon(10, 10)))
+  state = tx.init(LAYERS)
+  updates, _ = tx.update(slopes(0), state, LAYERS)
+  assert not np.asarray(updates['Conv_0']['kernel']).any()
+  assert np.asarray(updates['Dense_0']['kernel']).all()
+  assert not [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3, 3, 2, 8)]
+
+
 @pytest.mark.parametrize('config', [
+    config_lib.Muon(weight_decay=0.1, clip_norm=0.1, schedule=config_lib.OneCycle()),
     config_lib.AdamW(clip_norm=0.1, schedule=config_lib.OneCycle()),
     config_lib.SGD(weight_decay=0.1, clip_norm=0.1, schedule=config_lib.Step()),
     config_lib.Adam(schedule=config_lib.Cosine(warmup_epochs=1))])

@@ -526,18 +526,18 @@ def some(count=12, shape=(9, 8, 3)):
 
 def test_names_are_no_html(opened):
   network = dataclasses.replace(every_layer(), class_names=(NASTY, 'b' * 80, 'c', 'd', NASTY * 2))
-  content = report.try_it_page(network, *some(), 'test', NASTY)
+  content = try_it.page(network, *some(), 'test', NASTY)
   page = opened(content, viewport={'width': 390, 'height': 800})
   assert page.evaluate('document.documentElement.scrollWidth') == 390
   assert page.title().split() == NASTY.split()
   assert NASTY in page.evaluate('network.class_names')
   assert page.locator('.offered span').first.text_content() == NASTY
   assert page.evaluate('document.scripts.length') == 2
-  assert content == report.try_it_page(network, *some(), 'test', NASTY), 'the same bytes'
+  assert content == try_it.page(network, *some(), 'test', NASTY), 'the same bytes'
 
 
 def test_a_script_that_is_not_the_page_s_own_does_not_run(browser, tmp_path):
-  content = report.try_it_page(every_layer(), *some(), 'test', 'x')
+  content = try_it.page(every_layer(), *some(), 'test', 'x')
   (tmp_path / 'page.html').write_bytes(content.replace(b'<h1', b'<script>ran = 1</script><h1'))
   page = browser.new_page()
   page.goto((tmp_path / 'page.html').as_uri())
@@ -564,7 +564,7 @@ def test_where_there_is_no_card_the_report_says_why(network, reason):
   assert re.search(reason, shown.body) and 'There is no network to try' in shown.body
   assert '<script' not in shown.body and not shown.script
   with pytest.raises(ExportError, match=reason):
-    report.try_it_page(network, *some(), 'test', 'x')
+    try_it.page(network, *some(), 'test', 'x')
 
 
 @pytest.mark.parametrize(('error', 'reason'), [

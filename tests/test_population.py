@@ -31,6 +31,8 @@ from fmnist_jax.programs import Programs, hyper_arrays
 from fmnist_jax.storage import workdir
 from fmnist_jax.train import train_and_evaluate
 
+pytestmark = pytest.mark.usefixtures('no_report')
+
 VARY = {'model.dropout': [0.0, 0.3]}
 NAMES = ['seed-3_model.dropout-0.0', 'seed-4_model.dropout-0.0',
          'seed-3_model.dropout-0.3', 'seed-4_model.dropout-0.3']
@@ -196,7 +198,7 @@ def test_a_vectorised_step_agrees_with_the_step_alone():
   whole = sharding.replicated(over.alone.mesh)
   put = lambda value: sharding.put(value, whole)
   together = stack(states)
-  order = over.call(over.order, together.key, put(np.int32(0)))
+  order = over.call(over.order, together.key, over.epochs(0))
   np.testing.assert_array_equal(order, np.stack(orders))
   state, found = over.call(
       over.train, together, stack([sums] * 4), stack(hypers), put(images), put(labels),
@@ -217,7 +219,7 @@ def test_a_stopped_member_stays_as_it_is():
   put = lambda value: sharding.put(value, sharding.replicated(over.alone.mesh))
   together = stack(states)
   before = jax.device_get(together)
-  order = over.call(over.order, together.key, put(np.int32(0)))
+  order = over.call(over.order, together.key, over.epochs(0))
   active = sharding.put(np.array([False, True]), sharding.by_member(over.alone.mesh))
   state, sums = over.call(
       over.train, together, stack([step.Sums.zero()] * 2), stack([hyper] * 2),

@@ -26,6 +26,8 @@ from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.train import train_and_evaluate
 from fmnist_jax.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures('no_report')
+
 
 @pytest.fixture(scope='module', name='whole')
 def _whole(tmp_path_factory):

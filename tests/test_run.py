@@ -181,7 +181,7 @@ def test_what_cannot_be_loaded_says_why(finished, tmp_path):
     fmnist_jax.load_run(finished[0], 'newest')
 
 
-def test_without_validation_the_last_epoch_is_kept(tmp_path):
+def test_without_validation_the_last_epoch_is_kept(tmp_path, no_report):
   config = config_lib.replace(runs.full_config(epochs=2, early_stopping_patience=0),
                               {'data.validation_examples': 0})
   found = train_and_evaluate(config, tmp_path / 'run')
@@ -190,7 +190,7 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path):
                  for name in record)
 
 
-def test_the_validation_split_can_be_the_one_measured(tmp_path):
+def test_the_validation_split_can_be_the_one_measured(tmp_path, no_report):
   config = config_lib.replace(runs.full_config(epochs=1), {'evaluate.split': 'validation'})
   found = train_and_evaluate(config, tmp_path / 'run')
   assert found['split'] == 'validation' and found['examples'] == 100

@@ -112,6 +112,20 @@ def test_a_run_weighs_classes_by_its_training_set():
   assert not np.array_equal(trained('none')[1]['Dense_0']['kernel'], found['kernel'])
 
 
+@pytest.mark.parametrize(('platform', 'asked'), [('gpu', {'xla_gpu_deterministic_ops': True}),
+                                                 ('cpu', None)])
+def test_a_gpu_is_asked_for_the_same_bits_in_every_run(monkeypatch, platform, asked):
+  monkeypatch.setattr(sharding, 'platform', lambda mesh: platform)
+  told, compile_ = [], jax.stages.Lowered.compile
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self, options=None: (
+      told.append(options), compile_(self, options))[1])
+  config = Config(model=MLP(hidden=()), train=Train(deterministic=True, precision='float32',
+                                                    operations='native'))
+  programs = Programs(config, sharding.make_mesh(128, 1), (2, 2, 1), 2, 128)
+  programs.call(programs.init, programs.number(0), {})
+  assert told == [asked]
+
+
 def test_a_linear_model_learns_by_the_gradient_of_the_mean_loss():
   tx = optax.sgd(0.5)
   state = start(Linear(), tx)

@@ -28,7 +28,8 @@ from fmnist_jax import command, machine
 from fmnist_jax.errors import UserError
 from fmnist_jax.interrupt import Interrupt
 
-PARTS = ('signal', 'broken', 'edits', 'readers', 'claims', 'fault', 'kill', 'population', 'network')
+PARTS = ('signal', 'broken', 'edits', 'readers', 'claims', 'fault', 'kill', 'population', 'search',
+         'network')
 
 
 def arguments() -> argparse.Namespace:
@@ -99,6 +100,7 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
   import networks
   import populations
   import readers
+  import searches
   import signals
   if part == 'signal':
     signals.send(campaign, 1 if quick else 5)
@@ -118,6 +120,8 @@ def _try(part: str, campaign: Any, quick: bool) -> None:
     networks.disturb(campaign, 1 if quick else 3)
   elif part == 'population':
     populations.kill(campaign, 4 if quick else 50)
+  elif part == 'search':
+    searches.kill(campaign, 3 if quick else 50)
   else:
     kills.kill(campaign, 12 if quick else 200, 1 if quick else 15)
 

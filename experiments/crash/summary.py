@@ -17,7 +17,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
   """What each part found; parts that were not tried are empty."""
   notes = {part: campaign.records(part)
            for part in ('kill', 'fault', 'tmpfs', 'calls', 'signal', 'broken', 'broken run',
-                        'edits', 'readers', 'claims', 'population', 'network')}
+                        'edits', 'readers', 'claims', 'population', 'search', 'network')}
   # Where the runs lie is nobody's business.
   notes = json.loads(json.dumps(notes).replace(f'{campaign.watcher.work}/', ''))
   return {'kill': _kills(notes['kill'], campaign) if notes['kill'] else {},
@@ -25,7 +25,7 @@ def summarize(campaign: Campaign) -> dict[str, Any]:
           'calls': notes['calls'][0] if notes['calls'] else {},
           'tmpfs': notes['tmpfs'], 'signal': _signals(notes['signal']) if notes['signal'] else {},
           'broken': notes['broken'], 'broken run': notes['broken run'], 'edits': notes['edits'],
-          'population': notes['population'], 'network': notes['network'],
+          'population': notes['population'], 'search': notes['search'], 'network': notes['network'],
           'readers': notes['readers'], 'claims': notes['claims'],
           'wrong': [note for part in notes.values() for note in part if note.get('wrong')]}
 
@@ -120,6 +120,15 @@ def text(results: dict[str, Any]) -> str:
     rows.append(['a population killed again and again, then finished', str(len(finished)),
                  str(sum(not note['wrong'] for note in finished)),
                  'the bits of every member of an uninterrupted one'])
+  if results['search']:
+    kills = sum(note['kills'] for note in results['search'])
+    good = [note for note in results['search'] if not note['wrong']]
+    rows.append(['`kill -9` of one of three workers of a search', str(kills),
+                 str(sum(note['kills'] for note in good)),
+                 'nothing; the others take its trials up'])
+    rows.append(['a search whose workers were killed again and again, then finished',
+                 str(len(results['search'])), str(len(good)),
+                 'every trial once, the best with the bits of its run alone'])
   names = {'write': 'write fails', 'sync': 'fsync fails', 'rename': 'rename fails',
            'mkdir': 'mkdir fails', 'open': 'creating a file fails', 'truncate': 'ftruncate fails',
            'compiled programs': 'a call fails that keeps a compiled program',

@@ -2,10 +2,12 @@
 
 from fmnist_jax.data.augmentations import (
     Affine,
+    AlternatingFlip,
     Augmentation,
     CutMix,
     Flip,
     MixUp,
+    Place,
     RandomErasing,
     Shift,
     augment,
@@ -16,6 +18,7 @@ from fmnist_jax.data.prefetch import stream
 from fmnist_jax.data.source import Data, DataSource
 from fmnist_jax.data.sources import DataUnavailable
 
-__all__ = ['Affine', 'Augmentation', 'CutMix', 'Data', 'DataSource', 'DataUnavailable', 'Dataset',
-           'Flip', 'MemorySource', 'MixUp', 'RandomErasing', 'Shift', 'Source', 'Split', 'augment',
-           'deal', 'epoch_order', 'is_resident', 'load', 'stream']
+__all__ = ['Affine', 'AlternatingFlip', 'Augmentation', 'CutMix', 'Data', 'DataSource',
+           'DataUnavailable', 'Dataset', 'Flip', 'MemorySource', 'MixUp', 'Place', 'RandomErasing',
+           'Shift', 'Source', 'Split', 'augment', 'deal', 'epoch_order', 'is_resident', 'load',
+           'stream']

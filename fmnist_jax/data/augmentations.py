@@ -12,7 +12,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,19 @@ from fmnist_jax.settings import is_on, setting
 
 Strength = jax.Array | float
 Examples = tuple[jax.Array, jax.Array]
+
+
+class Place(NamedTuple):
+  """Where in a run a batch stands.
+
+  Attributes:
+    key: typed key, of this run and this augmentation alone, the same in every step.
+    epoch: its number, from 0, int32 scalar.
+    examples: which ones of the training set the batch holds, int32 [B].
+  """
+  key: jax.Array
+  epoch: jax.Array
+  examples: jax.Array
 
 
 class Augmentation(settings.Section):
@@ -40,16 +54,22 @@ class Augmentation(settings.Section):
       Images of the same shape, uint8 or float32 in [0, 1], and targets.
     """
 
+  def at(self, place: Place) -> Callable[[jax.Array, jax.Array, jax.Array], Examples]:
+    """What is called with the batch of a place; by default the augmentation itself, everywhere."""
+    del place
+    return self
+
   def unmirrored(self) -> Augmentation:
     """The same for images of which a mirror shows no class, such as digits; by default itself."""
     return self
 
 
 def augment(augmentations: Sequence[Augmentation], key: jax.Array, images: jax.Array,
-            targets: jax.Array) -> Examples:
-  """Applies augmentations one after another, each with a key of its own."""
+            targets: jax.Array, place: Place) -> Examples:
+  """Applies augmentations one after another, each with keys of its own."""
   for i, augmentation in enumerate(augmentations):
-    images, targets = augmentation(jax.random.fold_in(key, i), images, targets)
+    here = place._replace(key=jax.random.fold_in(place.key, i))
+    images, targets = augmentation.at(here)(jax.random.fold_in(key, i), images, targets)
   return images, targets
 
 
@@ -70,8 +90,38 @@ class Flip(Augmentation):
 
 
 @dataclasses.dataclass
+class AlternatingFlip(Augmentation):
+  """Mirrors each image left to right in every second epoch (airbench, arXiv:2404.00498).
+
+  In two epochs a network so sees both sides of every image, where `Flip` shows one side twice to
+  half of them.
+  """
+  probability: float = setting(0.5, 'of being mirrored in the first epoch; the others are in the '
+                               'second', low=0, high=1, continuous=True)
+
+  def __call__(self, key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+    """Raises TypeError: a batch has to have a place."""
+    raise TypeError('AlternatingFlip has to know the epoch: call AlternatingFlip().at(place).')
+
+  def at(self, place: Place) -> Callable[[jax.Array, jax.Array, jax.Array], Examples]:
+    """See `Augmentation`."""
+    def flip(key: jax.Array, images: jax.Array, targets: jax.Array) -> Examples:
+      del key
+      if not is_on(self.probability):
+        return images, targets
+      draw = lambda example: jax.random.uniform(jax.random.fold_in(place.key, example))
+      first = jax.vmap(draw)(place.examples) < self.probability
+      return mirror(images, first ^ (place.epoch % 2 == 1)), targets
+    return flip
+
+  def unmirrored(self) -> Augmentation:
+    """See `Augmentation`."""
+    return dataclasses.replace(self, probability=0.0)
+
+
+@dataclasses.dataclass
 class Shift(Augmentation):
-  """Moves images by whole pixels: padding with zeros, then cropping at random."""
+  """Moves images by whole pixels: padded with zeros and cropped at random (arXiv:1512.03385)."""
   pixels: float = setting(1.0, 'largest shift along each axis, pixels', low=0, high=64,
                           continuous=True)
 
@@ -164,7 +214,12 @@ def _partners(key: jax.Array, batch: int, alpha: Strength) -> tuple[jax.Array, j
 
 def horizontal_flip(key: jax.Array, images: jax.Array, probability: Strength) -> jax.Array:
   """Mirrors each image [B, H, W, C] left to right with this probability."""
-  flipped = jax.random.uniform(key, (len(images), 1, 1, 1)) < probability
+  return mirror(images, jax.random.uniform(key, (len(images),)) < probability)
+
+
+def mirror(images: jax.Array, which: jax.Array) -> jax.Array:
+  """Mirrors the images [B, H, W, C] left to right of which `which`, bool [B], is true."""
+  flipped = which[:, None, None, None]
   _, height, width, channels = images.shape
   if images.dtype == jnp.uint8 and channels == 1 and width % 4 == 0:
     # As words of four bytes: XLA:CPU would take each byte on its own, from where it lies in the

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core.utils import tqdm_utils
 
 from fmnist_jax import locks
 from fmnist_jax.data import idx, sources, synthetic
@@ -230,12 +229,10 @@ def decoded(made: Builder, split: str) -> Chunks:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Keeps TFDS from printing, drawing bars and warning about what is meant."""
-  bars, verbosity = tqdm_utils._active, logging.get_verbosity()
-  tqdm_utils.display_progress_bar(False)
+  verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
       yield
   finally:
-    tqdm_utils.display_progress_bar(bars)
     logging.set_verbosity(verbosity)

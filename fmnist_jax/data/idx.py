@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fmnist_jax.errors import DataError
+from fmnist_jax.storage import readback
 
 _UINT8 = 0x08
 # What arrays of ours hold: bytes, and labels of more classes than those can tell apart.
@@ -67,10 +67,7 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
   """
   path = os.fspath(path)
   try:
-    # Without O_NONBLOCK, opening a named pipe waits for a writer for ever.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
-      if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise DataError(f'{path} is not a file; give the IDX file itself.')
+    with readback.open_regular(path) as file:
       return parse(file, path, max_bytes=max_bytes)
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; '

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fmnist_jax import machine, metrics
+from fmnist_jax import machine, metrics, views
 from fmnist_jax.data.originals import ORIGINALS
 
 MARK = 'library_name: fmnist_jax'  # By that a folder is known as an export's.
@@ -131,7 +131,14 @@ def _results(facts: Mapping[str, Any], results: Mapping[str, Any]) -> str:
       f'Accuracy {_share(results["accuracy"], results["examples"])}, macro F1 '
       f'{results["macro_f1"]:.4f}, loss {results["loss"]:.4f} nats, expected calibration error '
       f'{results["expected_calibration_error"]:.4f}. Most frequent mistakes: {confused or "none"}.',
-  ])
+      *_views(facts)])
+
+
+def _views(facts: Mapping[str, Any]) -> list[str]:
+  if not facts['tta']:
+    return []
+  return ['', 'That is of one look at each image. The run itself was measured with test-time '
+          f'augmentation ({views.told(facts["tta"])}), which is no part of these files.']
 
 
 def _limits(facts: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import math
@@ -162,9 +161,10 @@ class _Export:
 
 def _native(run: TrainedModel, dataset: data.Dataset) -> np.ndarray:
   """Probabilities of the test images in float32 with XLA's own operations, [N, K]."""
-  train = dataclasses.replace(run.config.train, precision='float32', operations='native')
-  programs = Programs(dataclasses.replace(run.config, train=train), run.programs.mesh,
-                      run.image_shape, len(run.class_names), run.programs.train_examples)
+  config = config_lib.replace(run.config, {
+      'train.precision': 'float32', 'train.operations': 'native', 'evaluate.tta': ()})
+  programs = Programs(config, run.programs.mesh, run.image_shape, len(run.class_names),
+                      run.programs.train_examples)
   batches = evaluation.Batches(dataset.test, run.config.evaluate.batch_size, programs.mesh,
                                resident=False)
   with jax.default_matmul_precision('float32'):  # Accelerators would round more.
@@ -186,7 +186,8 @@ def _facts(run: TrainedModel, results: Mapping[str, Any]) -> dict[str, Any]:
       'test_accuracy': results['accuracy'], 'test_examples': results['examples'],
       'dataset': described['name'], 'synthetic': described['synthetic'],
       'data_sha256': described['sha256'], 'parameters': run.parameters, 'step': run.step,
-      'seed': run.config.train.seed, 'fmnist_jax': machine.versions()['fmnist_jax']}
+      'seed': run.config.train.seed, 'tta': list(run.config.evaluate.tta),
+      'fmnist_jax': machine.versions()['fmnist_jax']}
 
 
 def check_replaceable(folder: pathlib.Path) -> None:

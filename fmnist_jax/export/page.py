@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from fmnist_jax import evaluation, report, settings
+from fmnist_jax.report import try_it
 from fmnist_jax.storage import files
 from fmnist_jax.trained_model import load_run
 
@@ -28,4 +29,4 @@ def write_page(directory: str | pathlib.Path, output: str | pathlib.Path,
   dataset = evaluation.dataset_of(run, data_dir)
   network = evaluation.network_of(run.config, run.variables, run.image_shape, run.class_names)
   title = f'{dataset.name} · {settings.kind_name(type(run.config.model))}'
-  files.write_bytes(output, report.try_it_page(network, *dataset.test.arrays(), 'test', title))
+  files.write_bytes(output, try_it.page(network, *dataset.test.arrays(), 'test', title))

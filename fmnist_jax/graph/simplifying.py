@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -106,16 +106,9 @@ def _folded(layers: Sequence[Layer], result: int) -> tuple[list[Layer], int]:
 
 def _without_identities(layers: Sequence[Layer], result: int) -> tuple[list[Layer], int]:
   """Affine layers that change nothing are left out."""
-  found: list[Layer] = []
-  where = {0: 0}
-  for number, layer in enumerate(layers, 1):
-    if layer.kind == 'affine' and (layer.arrays['scale'].astype(np.float32) == 1).all() and (
-        layer.arrays['shift'] == 0).all():
-      where[number] = where[layer.inputs[0]]
-    else:
-      found.append(_moved(layer, where))
-      where[number] = len(found)
-  return found, where[result]
+  return _only(lambda _, layer: layer.kind != 'affine' or bool(
+      (layer.arrays['scale'].astype(np.float32) != 1).any() or layer.arrays['shift'].any()),
+               layers, result)
 
 
 def _needed(layers: Sequence[Layer], result: int) -> tuple[list[Layer], int]:
@@ -124,10 +117,18 @@ def _needed(layers: Sequence[Layer], result: int) -> tuple[list[Layer], int]:
   for number in range(len(layers), 0, -1):
     if number in needed:
       needed.update(layers[number - 1].inputs)
+  return _only(lambda number, _: number in needed, layers, result)
+
+
+def _only(wanted: Callable[[int, Layer], bool], layers: Sequence[Layer],
+          result: int) -> tuple[list[Layer], int]:
+  """The wanted layers, of their numbers from 1; who read another reads what that one did."""
   found: list[Layer] = []
   where = {0: 0}
   for number, layer in enumerate(layers, 1):
-    if number in needed:
+    if wanted(number, layer):
       found.append(_moved(layer, where))
       where[number] = len(found)
+    else:
+      where[number] = where[layer.inputs[0]]
   return found, where[result]

@@ -58,7 +58,7 @@ def main(interrupt: Interrupt, argv: Sequence[str] | None = None) -> None:
   config = command.load_config(args, overrides)
   vary = parse_vary(args.vary)
   from fmnist_jax.population.train import train_population
-  machine.setup(deterministic=config.train.deterministic, compile_cache=config.train.compile_cache)
+  machine.setup(compile_cache=config.train.compile_cache)
   train_population(config, directory, seeds=seeds, vary=vary, mode=args.mode, at_once=at_once,
                    signals=interrupt)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import metrics
+from fmnist_jax import metrics, views
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.population import summary
 from fmnist_jax.storage import files, readback
@@ -83,6 +83,7 @@ def row(system: System) -> dict[str, Any]:
   return {'name': system.name, 'dataset': system.results['dataset'],
           'synthetic': system.results['synthetic'], 'split': system.results['split'],
           'examples': system.results['examples'], 'parameters': system.results['parameters'],
+          **{name: system.results[name] for name in ['tta'] if name in system.results},
           'seconds_a_run': sum(scores['seconds'].values()) / len(system.members),
           **{name: scores[name] for name in ('seeds', *summary.SCORES, 'ensemble')}}
 
@@ -198,6 +199,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 def notes(rows: Sequence[dict[str, Any]]) -> str:
   """What the table's numbers are."""
   measured = sorted({f'{entry["examples"]:,} {entry["split"]} images of {entry["dataset"]}'
+                     + (f', {views.told(entry["tta"])}' if 'tta' in entry else '')
                      for entry in rows})
   synthetic = ' Some images are SYNTHETIC.' if any(entry['synthetic'] for entry in rows) else ''
   return (f'Measured on {", ".join(measured)}.{synthetic} Means over seeds with 95 % intervals of '

@@ -98,7 +98,7 @@ def threads(equipment: Equipment, members: int, at_once: int) -> int:
   return min(at_once, members)
 
 
-class _Signals:
+class ThreadSignals:
   """Stands in for signals in the threads of members: all leave when one fails."""
 
   def __init__(self, signals: Signals):
@@ -187,7 +187,7 @@ class Work:
       for equipment, member in tasks:
         self._train_one(equipment, member, self.signals)
       return
-    signals = _Signals(self.signals)
+    signals = ThreadSignals(self.signals)
 
     def work(task: tuple[Equipment, Member]) -> None:
       signals.check()

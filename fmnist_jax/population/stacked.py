@@ -8,11 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
-from fmnist_jax import config as config_lib
 from fmnist_jax import sharding, step
-from fmnist_jax.freezing import Freezing
 from fmnist_jax.programs import Programs
 
 
@@ -29,7 +26,7 @@ class MemberPrograms:
   Arguments and results have a leading member axis, but for data and positions, which all members
   share.
 
-  Attributes:
+  Attributes: as `Programs` has them, and
     size: how many members there are.
   """
 
@@ -41,32 +38,14 @@ class MemberPrograms:
 
     self.alone, self.size = programs, size
     self.horizon, self.number = programs.horizon, programs.number
+    self.config, self.mesh, self.freezing = programs.config, programs.mesh, programs.freezing
+    self.layout = sharding.by_member(programs.mesh)
     self.init = over(programs.init, (0, 0))
     self.adopt = over(programs.adopt, (0, 0, 0))
-    self.order = over(programs.order, (0, None))
+    self.order = over(programs.order, (0, 0))
     self.evaluate = over(programs.evaluate, (0, 0, None, None, None))
     self.predict = over(programs.predict, (0, None))
     self._train = over(programs.train, (0, 0, 0, None, None, 0, None, None))
-
-  @property
-  def freezing(self) -> Freezing:
-    """See `Programs`."""
-    return self.alone.freezing
-
-  @property
-  def config(self) -> config_lib.Config:
-    """See `Programs`."""
-    return self.alone.config
-
-  @property
-  def mesh(self) -> Mesh:
-    """See `Programs`."""
-    return self.alone.mesh
-
-  @property
-  def layout(self) -> NamedSharding:
-    """See `Programs`; divided by members."""
-    return sharding.by_member(self.mesh)
 
   @property
   def compile_seconds(self) -> float:
@@ -81,6 +60,10 @@ class MemberPrograms:
   def put(self, tree: Any) -> Any:
     """Places host arrays with a member axis."""
     return sharding.put(tree, self.layout)
+
+  def epochs(self, value: int | np.ndarray) -> jax.Array:
+    """See `Programs`; of each member, or the same for all."""
+    return self.put(np.broadcast_to(np.int32(value), (self.size,)))
 
   def zero(self) -> step.Sums:
     """Sums of nothing for each member, placed."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import metrics
+from fmnist_jax import metrics, views
 from fmnist_jax.errors import DivergenceError, WorkdirError
 from fmnist_jax.storage import files, readback, workdir
 
@@ -164,7 +164,7 @@ def write(directory: pathlib.Path, names: Sequence[tuple[str, Mapping[str, float
     raise DivergenceError(f'Not one of {len(diverged)} members came to its end: {message}')
   population = {
       **{name: one.results[name] for name in ('dataset', 'synthetic', 'split', 'examples',
-                                              'parameters')},
+                                              'parameters', 'tta') if name in one.results},
       'mode': mode, 'groups': groups, 'diverged': diverged,
       'seconds': {phase: sum(group['seconds'][phase] for group in groups)
                   for phase in groups[0]['seconds']},
@@ -210,6 +210,8 @@ def table(population: Mapping[str, Any]) -> str:
         plus_minus(group['macro_f1'], 100, 2), plus_minus(group['train_validation_gap'], 100, 2),
         f'{100 * group["ensemble"]["accuracy"]:.2f}'])
   text = columns(rows)
+  if 'tta' in population:
+    text += f'\n\n{views.told(population["tta"])}'
   if len(population['groups']) == 1:
     classes = [['class', 'F1 %', 'min', 'max']] + [
         [name, plus_minus(scores, 100, 2), f'{100 * scores["min"]:.2f}',

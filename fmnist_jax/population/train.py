@@ -91,7 +91,7 @@ def train_population(config: config_lib.Config, directory: str | pathlib.Path, *
                         'set data.residency=resident, or train its members with fmnist_jax.main.')
     members = plan(config, seeds, vary)
     done = all(is_done(directory / 'members' / member.name) for member in members)
-    source = transfer.find(config, dataset, lambda: done)
+    source = transfer.find(config, dataset, done)
     workdir = stack.enter_context(Workdir(directory, config))
     mode = _settle(workdir, seeds, vary, source, mode, fastest_mode(sharding.platform(mesh)))
     if not done:

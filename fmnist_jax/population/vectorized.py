@@ -79,7 +79,7 @@ class Group(Trainer):
     self.programs = MemberPrograms(equipment.programs, self.size)
     self.equipment = equipment.with_programs(self.programs)
     self.config = members[0][0]
-    self.console, self.signals, self.on_record = console, signals, None
+    self.console, self.signals = console, signals
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
                                        describe(equipment.dataset))
@@ -207,7 +207,7 @@ class Group(Trainer):
       own = dataclasses.replace(self.progress.members[k], data=self.progress.data, seconds={
           phase: share[phase] for phase in self.progress.seconds})
       lane = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
-      _save_member(workdir, own, lane(best), lane(state))
+      save_member(workdir, own, lane(best), lane(state))
       results[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
                                               lane(best).variables(), with_report=with_report)
     self.checkpoints.close()
@@ -215,13 +215,14 @@ class Group(Trainer):
     return results
 
 
-def _save_member(workdir: Workdir, own: Progress, best: step.TrainState,
+def save_member(workdir: Workdir, own: Progress, best: step.TrainState,
                  latest: step.TrainState) -> None:
   """The best and the latest checkpoint of a member, as its run alone would have left them."""
   checkpoints = Checkpoints(workdir.path / 'checkpoints', held=workdir.held)
   zero = jax.device_get(step.Sums.zero())
-  at_best = dataclasses.replace(own, epoch=own.best_epoch, finished=own.best_epoch == own.epoch)
-  checkpoints.save(own.best_step, {'state': best, 'sums': zero}, dataclasses.asdict(at_best))
+  if own.best_step not in checkpoints.steps():
+    at_best = dataclasses.replace(own, epoch=own.best_epoch, finished=own.best_epoch == own.epoch)
+    checkpoints.save(own.best_step, {'state': best, 'sums': zero}, dataclasses.asdict(at_best))
   if int(latest.step) != own.best_step:
     checkpoints.save(int(latest.step), {'state': latest, 'sums': zero}, dataclasses.asdict(own),
                      keep=(own.best_step,))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fmnist_jax import views
 from fmnist_jax.errors import ExportError
 from fmnist_jax.storage.files import replace_folder
 
@@ -89,24 +90,6 @@ def check_weights(count: int) -> None:
                       f'{MOST_WEIGHTS:,}.')
 
 
-def try_it_page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str,
-                title: str) -> bytes:
-  """An HTML file with nothing but the card "Try it". Equal arguments give equal bytes.
-
-  Args:
-    network: what it runs.
-    images: of a split, uint8 [N, H, W, C]: the first of each class can be clicked.
-    labels: their classes, integers [N].
-    split: its name.
-    title: of the page.
-
-  Raises:
-    ExportError: for a network that a page cannot run.
-  """
-  from fmnist_jax.report import try_it
-  return try_it.page(network, images, labels, split, title).encode('utf-8', 'backslashreplace')
-
-
 def classification_table(results: Mapping[str, Any]) -> str:
   """Precision, recall, F1 and support of each class and their mean, as text of equal columns.
 
@@ -119,6 +102,7 @@ def classification_table(results: Mapping[str, Any]) -> str:
   def line(name: str, scores: Sequence[str], support: str) -> str:
     return f'{name:<{width}}' + ''.join(f'{score:>11}' for score in scores) + f'{support:>10}'
 
+  how = [views.told(results['tta'])] if 'tta' in results else []
   rows = [line(entry['name'], [f'{entry[field]:.4f}' for field in fields],
                f'{entry["support"]:,}') for entry in results['per_class']]
   mean = [f'{np.mean([entry[field] for entry in results["per_class"]]):.4f}' for field in fields]
@@ -126,4 +110,4 @@ def classification_table(results: Mapping[str, Any]) -> str:
   return '\n'.join([
       line('', ['precision', 'recall', 'F1'], 'examples'), *rows, '',
       line('macro mean', mean, examples),
-      line('accuracy', ['', '', f'{results["accuracy"]:.4f}'], examples)])
+      line('accuracy', ['', '', f'{results["accuracy"]:.4f}'], examples), *how])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fmnist_jax import metrics
+from fmnist_jax import metrics, views
 from fmnist_jax.report import document
 from fmnist_jax.report.canvas import percent
 from fmnist_jax.report.examples import Example
@@ -65,7 +65,9 @@ def _sentence(results: Mapping[str, Any]) -> str:
   examples = results['examples']
   right = round(results['accuracy'] * examples)
   low, high = metrics.wilson_interval(right, examples)
-  return (f'{right:,} of {examples:,} {html.escape(results["split"])} images were named correctly.'
+  how = f' ({views.told(results["tta"])})' if 'tta' in results else ''
+  return (f'{right:,} of {examples:,} {html.escape(results["split"])} images were named correctly'
+          f'{how}.'
           f' For images like these the share lies between <b>{100 * low:.2f}%</b> and '
           f'<b>{100 * high:.2f}%</b> <span class="muted">(95% Wilson interval)</span>.')
 

@@ -50,11 +50,23 @@ def card(network: Graph | str, images: np.ndarray, labels: np.ndarray, split: st
                 f'{html.escape(str(error))}</div>', '')
 
 
-def page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str, title: str) -> str:
-  """An HTML file with nothing but the card; see `report.try_it_page`."""
+def page(network: Graph, images: np.ndarray, labels: np.ndarray, split: str, title: str) -> bytes:
+  """An HTML file with nothing but the card. Equal arguments give equal bytes.
+
+  Args:
+    network: what it runs.
+    images: of a split, uint8 [N, H, W, C]: the first of each class can be clicked.
+    labels: their classes, integers [N].
+    split: its name.
+    title: of the page.
+
+  Raises:
+    ExportError: for a network that a page cannot run.
+  """
   shown = _card(network, images, labels, split)
   heading = html.escape(title)
-  return document.whole(heading, f'<h1 class="plain">{heading}</h1>\n{shown.body}', shown.script)
+  text = document.whole(heading, f'<h1 class="plain">{heading}</h1>\n{shown.body}', shown.script)
+  return text.encode('utf-8', 'backslashreplace')
 
 
 def _card(network: Graph, images: np.ndarray, labels: np.ndarray, split: str) -> Card:

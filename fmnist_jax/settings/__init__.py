@@ -25,7 +25,8 @@ from fmnist_jax.settings.fields import (
 )
 from fmnist_jax.settings.overrides import override, parse
 from fmnist_jax.settings.saved import differences, from_json, kind_name, kinds, names, to_json
+from fmnist_jax.settings.written import imports, source
 
-__all__ = ['Kind', 'Section', 'continuous', 'differences', 'from_json', 'is_on', 'kind_name',
-           'kinds', 'leaves', 'locations', 'names', 'override', 'parse', 'replace', 'sections',
-           'setting', 'shown', 'to_json', 'unknown', 'validate']
+__all__ = ['Kind', 'Section', 'continuous', 'differences', 'from_json', 'imports', 'is_on',
+           'kind_name', 'kinds', 'leaves', 'locations', 'names', 'override', 'parse', 'replace',
+           'sections', 'setting', 'shown', 'source', 'to_json', 'unknown', 'validate']

@@ -94,11 +94,12 @@ def _is_default(field: dataclasses.Field, value: Any) -> bool:
 def _check(name: str, value: Any, field: Field) -> Any:
   value = _check_type(name, value, field.kind)
   for i, entry in enumerate(value if isinstance(value, tuple) else (value,)):
+    place = f'{name}[{i}]' if isinstance(value, tuple) else name
     if isinstance(entry, (int, float)) and not isinstance(entry, bool):
-      _check_number(f'{name}[{i}]' if isinstance(value, tuple) else name, entry, field.limits)
-  if field.limits.choices and value not in field.limits.choices:
-    raise ConfigError(f'{name} is {shown(value)}; it must be one of '
-                      f'{", ".join(map(str, field.limits.choices))}.')
+      _check_number(place, entry, field.limits)
+    if field.limits.choices and entry not in field.limits.choices:
+      raise ConfigError(f'{place} is {shown(entry)}; it must be one of '
+                        f'{", ".join(map(str, field.limits.choices))}.')
   return value
 
 

@@ -46,7 +46,7 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
     help: meaning and unit, one line.
     low: smallest value allowed (of each entry, for tuples).
     high: largest value allowed.
-    choices: the values allowed, for strings.
+    choices: the values allowed, for strings (of each entry, for tuples).
     continuous: whether members of a population may differ in it: the section then works with a
       traced array in its place as well.
     open_high: whether `high` itself is excluded.
@@ -238,19 +238,19 @@ def replace(section: Any, values: Mapping[str, Any]) -> Any:
   """
   left = dict(values)
 
-  def changed(name: str, value: Any, hint: Any) -> Any:
+  def changed(name: str, value: Any) -> Any:
     if name in left:
       return left.pop(name)
     if is_section(value):
       return copy(value, f'{name}.')
     if isinstance(value, (tuple, list)):
-      return tuple(changed(f'{name}.{i}', entry, Any) for i, entry in enumerate(value))
+      return tuple(changed(f'{name}.{i}', entry) for i, entry in enumerate(value))
     return value
 
   def copy(section: Any, prefix: str) -> Any:
     return dataclasses.replace(section, **{
-        field.name: changed(prefix + field.name, value, hint)
-        for field, hint, value in fields_of(section)})
+        field.name: changed(prefix + field.name, value)
+        for field, _, value in fields_of(section)})
 
   result = copy(section, '')
   if left:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import math
 import os
@@ -26,15 +27,16 @@ import pathlib
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import logging
 
 from fmnist_jax import processes
-from fmnist_jax.errors import CheckpointError, WorkdirError
+from fmnist_jax.errors import CheckpointError, DivergenceError, WorkdirError
 from fmnist_jax.storage import files, manifest, readback
 from fmnist_jax.storage.files import fsync_directory
 
@@ -63,7 +65,10 @@ class Checkpoints:
     self._writer: concurrent.futures.ThreadPoolExecutor | None = None
     self._pending: concurrent.futures.Future[None] | None = None
     self._clean = False
+    self._since: float | None = None  # When the last save, or the first look at the clock, was.
+    self._late = processes.Late()
 
+  @processes.by_primary
   def steps(self) -> list[int]:
     """Steps of the checkpoints present, good or not, oldest first."""
     try:
@@ -83,6 +88,17 @@ class Checkpoints:
     """
     self._verified(step)
 
+  @processes.by_primary
+  def intact(self) -> list[int]:
+    """Steps of the checkpoints that are, oldest first."""
+    found = []
+    for step in self.steps():
+      with contextlib.suppress(CheckpointError):
+        self.verify(step)
+        found.append(step)
+    return found
+
+  @processes.by_primary
   def latest_good(self) -> int | None:
     """The newest step whose checkpoint is intact; damaged ones are logged and passed over.
 
@@ -93,7 +109,21 @@ class Checkpoints:
       CheckpointError: when there are checkpoints and none is intact, or when the newest was
         written by a newer version of this library.
     """
-    return processes.of_primary(self._latest_good)
+    steps = self.steps()
+    for step in reversed(steps):
+      try:
+        self.verify(step)
+        return step
+      except manifest.NewerFormatError:
+        raise
+      except CheckpointError as error:
+        if self._path(step).is_dir():  # Else a trainer at work has removed it meanwhile.
+          logging.warning('%s Falling back to the checkpoint before it.', error)
+    if steps:
+      raise CheckpointError(f'None of the checkpoints in {self.directory} (steps '
+                            f'{", ".join(map(str, steps))}) is intact; delete that directory to '
+                            'start anew.')
+    return None
 
   def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Loads a checkpoint, verified, exactly as it was saved.
@@ -149,9 +179,10 @@ class Checkpoints:
               for name, leaf in wanted]
     return jax.tree.unflatten(structure, leaves), self._read_progress(directory)
 
+  @processes.by_primary
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
-    return processes.of_primary(lambda: self._read_progress(self._verified(step)[0]))
+    return self._read_progress(self._verified(step)[0])
 
   def _read_progress(self, directory: pathlib.Path) -> dict[str, Any]:
     """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
@@ -166,6 +197,15 @@ class Checkpoints:
       raise CheckpointError(f'The checkpoint {directory} holds no progress of a run of this '
                             f'version of fmnist_jax ({found}); choose another --workdir.')
     return progress
+
+  def due(self, every: float) -> bool:
+    """Whether the last save is so many seconds ago, or the first call; 0: never.
+
+    By the clock of process 0. Several processes learn it one call late, see `processes.Late`.
+    """
+    now = time.perf_counter()
+    self._since = now if self._since is None else self._since
+    return bool(every and self._late(processes.is_primary() and now - self._since > every))
 
   def save(self, step: int, state: PyTree, progress: Mapping[str, Any],
            keep: Collection[int] = ()) -> None:
@@ -194,6 +234,7 @@ class Checkpoints:
     it, and raises what that could not do.
     """
     self.wait()
+    self._since, self._late = time.perf_counter(), processes.Late()
     text = json.dumps(dict(progress), indent=2, allow_nan=False).encode() + b'\n'
     named = _named(state)[0]
     _check_whole(named)
@@ -203,7 +244,7 @@ class Checkpoints:
     # Copies: on CPU numpy would otherwise share memory with an array that may be donated.
     arrays = {name: np.array(leaf, copy=True) for name, leaf in named}
     if self._writer is None:
-      self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint')
+      self._writer = concurrent.futures.ThreadPoolExecutor(1, 'checkpoint', processes.by_itself)
     self._pending = self._writer.submit(self._write, int(step), arrays, text, frozenset(keep))
 
   def wait(self) -> None:
@@ -226,14 +267,25 @@ class Checkpoints:
         self._writer.shutdown()
         self._writer = None
 
+  def abandon(self, why: str, advice: str) -> NoReturn:
+    """Raises DivergenceError, once the save under way is done; it says what is kept."""
+    self.wait()
+    self._abandon(why, advice)
+    raise AssertionError
+
+  @processes.by_primary
+  def _abandon(self, why: str, advice: str) -> NoReturn:
+    kept = self.steps()
+    where = (f'the checkpoint of step {kept[-1]} is kept in {self.directory}' if kept else
+             'nothing had been saved yet')
+    raise DivergenceError(f'{why}; {where}; {advice}.')
+
+  @processes.by_primary
   def clean(self) -> None:
     """Removes what killed processes left half written or half removed; `save` does so too.
 
     What cannot be removed is logged.
     """
-    processes.of_primary(self._remove_leftovers)
-
-  def _remove_leftovers(self) -> None:
     self._clean = True
     for old in self._leftovers('.old-*'):
       current = self.directory / old.name.removeprefix('.old-')
@@ -279,23 +331,6 @@ class Checkpoints:
                             f'{contents["step"]}; give it back its name.')
     return directory, contents
 
-  def _latest_good(self) -> int | None:
-    steps = self.steps()
-    for step in reversed(steps):
-      try:
-        self.verify(step)
-        return step
-      except manifest.NewerFormatError:
-        raise
-      except CheckpointError as error:
-        if self._path(step).is_dir():  # Else a trainer at work has removed it meanwhile.
-          logging.warning('%s Falling back to the checkpoint before it.', error)
-    if steps:
-      raise CheckpointError(f'None of the checkpoints in {self.directory} (steps '
-                            f'{", ".join(map(str, steps))}) is intact; delete that directory to '
-                            'start anew.')
-    return None
-
   def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
              keep: frozenset[int]) -> None:
     new, current = self.directory / f'.new-{step}', self.directory / str(step)
@@ -304,7 +339,7 @@ class Checkpoints:
       if current.exists() and not _is_ours(current):
         raise FileExistsError(0, f'{current} is there and no checkpoint')
       if not self._clean:
-        self._remove_leftovers()
+        self.clean()
       (new / 'state').mkdir(parents=True)
       _write_arrays(new / 'state', arrays)
       _read_back(new / 'state', arrays)

@@ -67,15 +67,23 @@ class History:
   A record holds at least `step`, the number of optimiser steps taken. Each line ends with a
   `seal`, the beginning of the SHA-256 of the line up to there and of the seal before, so that no
   byte changes unseen; who reads a history here gets records without it. Of several processes, the
-  first alone touches the file; `append` and `rewind` are for all of them to call.
+  first alone touches the file; `read`, `append` and `rewind` are for all of them to call.
   """
 
-  def __init__(self, path: PathLike, held: Callable[[], None] = lambda: None):
-    """Args: path of the file, which need not exist; `held` is called before each write."""
+  def __init__(self, path: PathLike, held: Callable[[], None] = lambda: None,
+               on_record: Callable[[dict[str, Any]], None] = lambda record: None):
+    """Opens a history.
+
+    Args:
+      path: of the file, which need not exist.
+      held: called before each write.
+      on_record: called with each record that is appended, once it is on the disk.
+    """
     self.path = pathlib.Path(path)
-    self._held = held
+    self._held, self._on_record = held, on_record
     self._lines: list[bytes] | None = None  # Of the file, once known.
 
+  @processes.by_primary
   def read(self) -> list[dict[str, Any]]:
     """All records, oldest first. A last line that was cut short is left out.
 
@@ -84,6 +92,7 @@ class History:
     """
     return [record for record, _ in self._parse(self._load())]
 
+  @processes.by_primary
   def append(self, record: Mapping[str, Any]) -> None:
     """Adds a record; it is on the disk when this returns.
 
@@ -91,8 +100,10 @@ class History:
       ValueError: when the record holds NaN or infinity.
       WorkdirError: when it cannot be written; the file is then as it was.
     """
-    processes.of_primary(lambda: self._append(record))
+    self._append(record)
+    self._on_record(dict(record))
 
+  @processes.by_primary
   def rewind(self, epochs: int, step: int) -> None:
     """Drops, atomically, the records after `step`, so that what is repeated is not listed twice.
 
@@ -104,9 +115,6 @@ class History:
       CheckpointError: when records are missing or are none of a run.
       WorkdirError: when the file cannot be read or written.
     """
-    processes.of_primary(lambda: self._rewind(epochs, step))
-
-  def _rewind(self, epochs: int, step: int) -> None:
     # Nothing is written before all is known to be right.
     kept = [record for record in self.read() if record['step'] <= step]
     if len(kept) != epochs:
@@ -224,21 +232,23 @@ class Workdir:
     history: the epochs of the run, metrics.jsonl.
   """
 
-  def __init__(self, path: PathLike, config: Config):
+  def __init__(self, path: PathLike, config: Config,
+               on_record: Callable[[dict[str, Any]], None] = lambda record: None):
     """Opens the directory of a run, new or to be continued.
 
     Args:
       path: created, with its parents, when it does not exist.
       config: the validated config; saved in config.json, or compared with what is saved there.
+      on_record: see `History`.
 
     Raises:
       WorkdirError: when the directory cannot be created or written, holds something else than a
         run, holds a run of another config, or is in use by another process.
     """
     self.path = pathlib.Path(path)
-    self.history = History(self.path / 'metrics.jsonl', self.held)
+    self.history = History(self.path / 'metrics.jsonl', self.held, on_record)
     self._lock: int | None = None
-    processes.of_primary(lambda: self._open(config))
+    self._open(config)
 
   def held(self) -> None:
     """Raises WorkdirError when the directory was removed, moved or replaced meanwhile.
@@ -249,6 +259,7 @@ class Workdir:
       raise WorkdirError(f'{self.path} is not the directory any more that this run began in: it '
                          'was removed, moved or replaced meanwhile; nothing more is written.')
 
+  @processes.by_primary
   def _open(self, config: Config) -> None:
     try:
       _check_name(self.path)
@@ -272,20 +283,19 @@ class Workdir:
       raise WorkdirError(f'{place} cannot be used: {reason(error)}; choose another --workdir or '
                          'give permission.') from error
 
+  @processes.by_primary
   def results(self) -> dict[str, Any] | None:
-    """results.json of a finished run, in every process; None of one that is not finished.
+    """results.json of a finished run; None of one that is not finished.
 
     Raises:
       WorkdirError: when the directory is a population's, or results.json is damaged.
     """
-    def read() -> dict[str, Any] | None:
-      if (self.path / 'plan.json').exists():
-        raise WorkdirError(f'{self.path} holds a population, not a single run; choose another '
-                           '--workdir.')
-      if not (self.path / 'results.json').exists():
-        return None
-      return read_json(self.path / 'results.json', readback.RESULTS, sealed=True)
-    return processes.of_primary(read)
+    if (self.path / 'plan.json').exists():
+      raise WorkdirError(f'{self.path} holds a population, not a single run; choose another '
+                         '--workdir.')
+    if not (self.path / 'results.json').exists():
+      return None
+    return read_json(self.path / 'results.json', readback.RESULTS, sealed=True)
 
   def __enter__(self) -> Workdir:
     return self

@@ -40,7 +40,7 @@ class Ours:
 
   def __init__(self, spec: dict[str, Any], images: np.ndarray, labels: np.ndarray):
     # Without the cache of compiled programs, so that every start compiles: it is reported.
-    platform = machine.setup(deterministic=False, compile_cache=False)
+    platform = machine.setup(compile_cache=False)
     config = config_lib.Config(
         data=config_lib.Data(batch_size=spec['batch'], validation_examples=0),
         model=MODELS[spec['model']],

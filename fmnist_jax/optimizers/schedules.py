@@ -1,11 +1,11 @@
-"""Optimisers and learning-rate schedules: their settings and the optax parts they build."""
+"""How long a run is, and the course of the learning rate over it."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,88 +121,3 @@ class Step(Schedule):
         share = share * jnp.where(step >= drop, self.factor, 1.0)
       return share
     return rate
-
-
-@dataclasses.dataclass
-class Optimizer(settings.Section):
-  """A dataclass of settings that builds an optax transformation; one of one's own adds `build`."""
-  learning_rate: float = setting(1e-3, 'peak learning rate', low=0, continuous=True)
-  schedule: Schedule = dataclasses.field(default_factory=Constant)
-
-  def rate(self, horizon: Horizon) -> optax.Schedule:
-    """step -> learning rate, the peak times the schedule; it is what metrics.jsonl records."""
-    shape = self.schedule.build(horizon)
-    return lambda step: self.learning_rate * shape(step)
-
-  @abc.abstractmethod
-  def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """The transformation, learning rate included: its updates are added to the parameters.
-
-    Settings declared as continuous may be traced arrays.
-    """
-
-
-def decay_mask(params: Any) -> Any:
-  """True for what weight decay shrinks: kernels (two or more axes), not biases and norms."""
-  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-@dataclasses.dataclass
-class Adam(Optimizer):
-  """Adam (arXiv:1412.6980)."""
-  b1: float = setting(0.9, 'decay of the mean of gradients', low=0, high=1, open_high=True,
-                      continuous=True)
-  b2: float = setting(0.999, 'decay of the mean of squares', low=0, high=1, open_high=True,
-                      continuous=True)
-  eps: float = setting(1e-8, 'added to the root in the denominator', low=0, continuous=True)
-  clip_norm: float = setting(0.0, 'largest global norm of the gradient; 0: no clipping', low=0,
-                             continuous=True)
-
-  def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
-    return _chain(self, horizon, optax.scale_by_adam(self.b1, self.b2, self.eps))
-
-
-@dataclasses.dataclass
-class AdamW(Adam):
-  """Adam with decoupled weight decay, not on biases and norms (arXiv:1711.05101)."""
-  weight_decay: float = setting(1e-4, 'times the learning rate, taken from the weights each step',
-                                low=0, continuous=True)
-
-  def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
-    return _chain(self, horizon, optax.scale_by_adam(self.b1, self.b2, self.eps),
-                  weight_decay=self.weight_decay)
-
-
-@dataclasses.dataclass
-class SGD(Optimizer):
-  """Stochastic gradient descent with Nesterov momentum and decoupled weight decay."""
-  learning_rate: float = setting(0.05, 'peak learning rate', low=0, continuous=True)
-  momentum: float = setting(0.9, 'decay of the velocity', low=0, high=1, open_high=True,
-                            continuous=True)
-  nesterov: bool = setting(True, 'look ahead along the velocity')
-  weight_decay: float = setting(0.0, 'times the learning rate, taken from the weights each step',
-                                low=0, continuous=True)
-  clip_norm: float = setting(0.0, 'largest global norm of the gradient; 0: no clipping', low=0,
-                             continuous=True)
-
-  def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
-    trace = (optax.trace(self.momentum, nesterov=self.nesterov) if is_on(self.momentum)
-             else optax.identity())
-    return _chain(self, horizon, trace, weight_decay=self.weight_decay)
-
-
-def _chain(optimizer: Adam | SGD, horizon: Horizon, scale: optax.GradientTransformation,
-           weight_decay: Number = 0.0) -> optax.GradientTransformation:
-  """Clips, scales, decays and steps; what is switched off is left out.
-
-  Weight decay is decoupled: each step takes `learning_rate * weight_decay` times the weights
-  from them (arXiv:1711.05101), on what `decay_mask` marks.
-  """
-  clip, decay = is_on(optimizer.clip_norm), is_on(weight_decay)
-  return optax.chain(
-      *[optax.clip_by_global_norm(optimizer.clip_norm)] * clip, scale,
-      *[optax.add_decayed_weights(weight_decay, mask=decay_mask)] * decay,
-      optax.scale_by_learning_rate(optimizer.rate(horizon)))

@@ -1,0 +1,1 @@
+"""Shipped spaces to search: ranges and choices by dotted field, one file a family of configs."""

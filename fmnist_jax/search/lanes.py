@@ -1,0 +1,300 @@
+"""Trials together: one program with a lane for each, filled again as soon as its trial has ended.
+
+Every lane is at an epoch of its own: the order of its data, its step count and its schedule follow
+from its state. A step of a lane is what its run alone would do, up to the order of additions.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fmnist_jax import evaluation, sharding
+from fmnist_jax.equipment import Equipment
+from fmnist_jax.errors import DivergenceError
+from fmnist_jax.interrupt import Signals
+from fmnist_jax.population.independent import group_size, is_done
+from fmnist_jax.population.stacked import MemberPrograms
+from fmnist_jax.population.vectorized import Group, GroupProgress, save_member
+from fmnist_jax.programs import hyper_arrays
+from fmnist_jax.search.apart import Quiet, ending
+from fmnist_jax.search.attempts import Attempt, Desk, Run
+from fmnist_jax.storage import readback
+from fmnist_jax.storage.checkpoint import Checkpoints
+from fmnist_jax.storage.workdir import Workdir
+from fmnist_jax.trainer import Progress, Stopwatch, describe, not_finite
+
+SAVED_EVERY = 30.0  # seconds between checkpoints of all lanes, at ends of epochs
+
+
+def train(desk: Desk, trials: int, at_once: int, signals: Signals) -> None:
+  """Trains attempts as long as there are any; those of one structure together.
+
+  Args:
+    desk: gives them.
+    trials: how many there are to be, at most.
+    at_once: most in one program; 0: as many as memory has room for.
+    signals: polled between dispatches.
+  """
+  queue = Queue(desk, signals)
+  while (structure := queue.longest()) is not None:
+    equipment = desk.bench.equipment(structure)
+    with Lanes(equipment, group_size(equipment, trials, at_once), signals) as lanes:
+      lanes.fill_and_train(queue, structure)
+
+
+class Queue:
+  """Attempts that wait for a lane, by structure."""
+
+  def __init__(self, desk: Desk, signals: Signals):
+    self._desk, self._signals = desk, signals
+    self._waiting: dict[str, list[Attempt]] = collections.defaultdict(list)
+
+  def longest(self) -> str | None:
+    """The structure that most attempts have; None where there are none, nor will be."""
+    if not any(self._waiting.values()):
+      attempt = self._desk.take(self._signals)
+      if attempt is None:
+        return None
+      self.again(attempt)
+    return max(self._waiting, key=lambda structure: len(self._waiting[structure]))
+
+  def take(self, structure: str, most: int) -> Attempt | None:
+    """An attempt of a structure; asks for more while no more than so many wait for others."""
+    while not self._waiting[structure] and sum(map(len, self._waiting.values())) < most:
+      attempt = self._desk.take(self._signals, wait=False)
+      if attempt is None:
+        return None
+      self.again(attempt)
+    return self._waiting[structure].pop(0) if self._waiting[structure] else None
+
+  def again(self, attempt: Attempt) -> None:
+    """An attempt waits, before all others."""
+    self._waiting[attempt.structure].insert(0, attempt)
+
+
+@dataclasses.dataclass
+class Lane:
+  """What a lane trains: a run of an attempt, in its directory, and where that stands."""
+  attempt: Attempt
+  run: Run
+  workdir: Workdir
+  progress: Progress
+
+
+class Lanes(Group):
+  """A group whose members come and go."""
+
+  def __init__(self, equipment: Equipment, size: int, signals: Signals):
+    """Args:
+      equipment: programs of one structure and data, on a mesh with a member axis.
+      size: how many lanes there are to be, rounded up to a multiple of the devices.
+      signals: polled between dispatches.
+    """
+    quiet: Any = Quiet()
+    self.console, self.signals = quiet, signals
+    self.size = sharding.padded(size, equipment.mesh.size)
+    self.programs = MemberPrograms(equipment.programs, self.size)
+    self.equipment = equipment.with_programs(self.programs)
+    self.config = equipment.programs.config
+    self.stopwatch = Stopwatch(self.programs)
+    self.progress: Any = GroupProgress([], [], describe(equipment.dataset))
+    self.lanes: list[Lane | None] = [None] * self.size
+    self._saved = time.monotonic()
+    # Of the run that each lane is at; while it is empty, of any.
+    self._configs = [self.config] * self.size
+    self._init()
+    self.best = self._choose([False] * self.size, self.state, self.state)
+    self.sums = self.programs.zero()
+
+  def __enter__(self) -> Lanes:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    """Closes the directories."""
+    for k in range(self.size):
+      self._leave(k)
+
+  def _lanes(self, values: Sequence[bool]) -> jax.Array:
+    return self.programs.put(np.array(values))
+
+  def _init(self) -> None:
+    """`hyper` and `state` become those of the lanes' runs before their first step."""
+    values = [jax.device_get(hyper_arrays(config)) for config in self._configs]
+    self.hyper = self.programs.put({name: np.stack([one[name] for one in values])
+                                    for name in values[0]})
+    seeds = np.array([config.train.seed for config in self._configs], np.int32)
+    self.state = self.programs.call(self.programs.init, self.programs.put(seeds), self.hyper)
+    self.begin()
+
+  def fill_and_train(self, queue: Queue, structure: str) -> None:
+    """Trains until every lane is empty and nothing of the structure is to be had."""
+    self.stopwatch.start(self.progress.seconds)
+    with self.signals.deferred():
+      while True:
+        self._fill(queue, structure)
+        if not any(self.lanes):
+          return
+        self._end_epoch(self._train_epoch(), queue)
+
+  # Runs come.
+
+  def _fill(self, queue: Queue, structure: str) -> None:
+    """Every empty lane takes a run."""
+    resumed: dict[int, Any] = {}  # By lane; of runs that begin, None.
+    for k in range(self.size):
+      while self.lanes[k] is None and (attempt := queue.take(structure, self.size)) is not None:
+        with ending(attempt):
+          resumed[k] = self._enter(k, attempt)
+          if self.lanes[k] is None:  # Nothing was left to train.
+            del resumed[k]
+            attempt.end('finished')
+    if not resumed:
+      return
+    going_on = self.state
+    self._init()
+    entered = [k in resumed for k in range(self.size)]
+    self.state = self._choose(entered, self.state, going_on)
+    self.best = self._choose(entered, self.state, self.best)
+    for name in ('state', 'best'):
+      states = {k: found[name] for k, found in resumed.items() if found}
+      if states:
+        setattr(self, name, self.programs.put(_with_lanes(
+            jax.device_get(getattr(self, name)), states)))
+
+  def _enter(self, k: int, attempt: Attempt) -> dict[str, Any] | None:
+    """A lane takes the next run of an attempt, where one is left; returns states to go on with."""
+    for run in attempt.runs:
+      with attempt.holding(), contextlib.ExitStack() as stack:
+        workdir = stack.enter_context(Workdir(run.path, run.config))
+        attempt.recall(run, workdir.history.read())
+        if not is_done(run.path):
+          states, progress = self._resumed(workdir)
+          self.lanes[k], self._configs[k] = Lane(attempt, run, workdir, progress), run.config
+          stack.pop_all()
+          return states
+    return None
+
+  def _resumed(self, workdir: Workdir) -> tuple[dict[str, Any] | None, Progress]:
+    """Latest and best state, and progress, of a run that was saved at the end of an epoch; of
+    another one None, and it begins.
+    """
+    steps = self.programs.horizon.steps_per_epoch
+    checkpoints = Checkpoints(workdir.path / 'checkpoints', readback.PROGRESS, workdir.held)
+    newest = checkpoints.latest_good()
+    progress, states = Progress(init_from=self.progress.init_from), None
+    if newest is not None:
+      saved = Progress.from_json(checkpoints.progress(newest))
+      if newest == saved.epoch * steps:
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
+                            {'state': self.state, 'sums': self.sums})
+        states = {name: checkpoints.restore(taken, like)[0]['state']
+                  for name, taken in (('state', newest), ('best', saved.best_step))}
+        progress = saved
+    workdir.history.rewind(progress.epoch, progress.epoch * steps)
+    return states, dataclasses.replace(progress, data=self.progress.data)
+
+  # They train.
+
+  def _train_epoch(self) -> float:
+    """An epoch of every lane; returns images a second, of all together."""
+    epochs = np.array([lane.progress.epoch if lane else 0 for lane in self.lanes], np.int32)
+    active = self._lanes([lane is not None for lane in self.lanes])
+    began, paused = time.perf_counter(), self.programs.paused_seconds
+    calls = self.equipment.train(self.state, self.sums, self.hyper, epochs, 0, active)
+    for _, self.state, self.sums in calls:
+      self.signals.check()
+    jax.block_until_ready(self.sums)
+    seconds = time.perf_counter() - began - (self.programs.paused_seconds - paused)
+    images = self.programs.horizon.steps_per_epoch * self.config.data.batch_size
+    return sum(lane is not None for lane in self.lanes) * images / seconds
+
+  def _end_epoch(self, images_per_second: float, queue: Queue) -> None:
+    """Measures; each lane goes on, or has finished, or is given up."""
+    measured: dict[str, Any] = {}
+    for name, batches in self.equipment.measured.items():
+      measured[f'{name}_loss'], measured[f'{name}_accuracy'] = evaluation.measure(
+          self.programs, self.state.variables(), batches, self.signals.check)
+    sums = jax.device_get(self.sums)
+    self.sums = self.programs.zero()
+    before = dict(self.progress.seconds)
+    self.stopwatch.book(self.progress.seconds)
+    full = {k: lane for k, lane in enumerate(self.lanes) if lane is not None}
+    better = [False] * self.size
+    for k, lane in full.items():
+      for phase, seconds in self.progress.seconds.items():
+        lane.progress.seconds[phase] += (seconds - before[phase]) / len(full)
+      own = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
+      with ending(lane.attempt) as ended, lane.attempt.holding():
+        better[k] = self._judge(lane, own(sums), own(measured), images_per_second)
+      if ended:
+        self._leave(k)
+        better[k] = False
+    self.best = self._choose(better, self.state, self.best)
+    self._put_away(queue)
+
+  def _judge(self, lane: Lane, sums: Any, measured: Mapping[str, Any],
+             images_per_second: float) -> bool:
+    """Takes in an epoch of a lane; returns whether it is the best so far.
+
+    Raises:
+      DivergenceError, Pruned, Lost: when the trial is not gone on with.
+    """
+    taken = (lane.progress.epoch + 1) * self.programs.horizon.steps_per_epoch
+    record = self.record(lane.run.config, sums, measured, lane.progress.seconds['train'],
+                         images_per_second, taken)
+    if sums.bad_step >= 0 or not_finite(record):
+      step = int(sums.bad_step) if sums.bad_step >= 0 else taken
+      raise DivergenceError(f'The loss or its gradient is not finite at step {step}.')
+    better = lane.progress.decide(record, lane.run.config.train)
+    lane.workdir.history.append(record)
+    lane.attempt.note(lane.run, record)
+    return better
+
+  # And go.
+
+  def _put_away(self, queue: Queue) -> None:
+    """Writes the runs that have finished; saves the others now and then."""
+    full = {k: lane for k, lane in enumerate(self.lanes) if lane is not None}
+    done = {k: lane for k, lane in full.items() if lane.progress.finished}
+    due = time.monotonic() - self._saved > SAVED_EVERY
+    if not done and not due:
+      return
+    best, state = jax.device_get((self.best, self.state))
+    probabilities, seconds = self.predict(self.best) if done else (np.empty(0), {})
+    for k, lane in (full if due else done).items():
+      own = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
+      with ending(lane.attempt) as ended, lane.attempt.holding():
+        save_member(lane.workdir, lane.progress, own(best), own(state))
+        if k in done:
+          spent = {**lane.progress.seconds, 'evaluate': seconds['evaluate'] / len(full)}
+          self.write(lane.workdir, lane.run.config, lane.progress, probabilities[k], spent,
+                     own(best).variables(), with_report=False)
+      if ended or k in done:
+        self._leave(k)
+      if k in done and not ended:
+        queue.again(lane.attempt)
+    if due:
+      self._saved = time.monotonic()
+
+  def _leave(self, k: int) -> None:
+    lane, self.lanes[k] = self.lanes[k], None
+    if lane is not None:
+      lane.workdir.close()
+
+
+def _with_lanes(tree: Any, states: Mapping[int, Any]) -> Any:
+  """A host tree [M, ...] with those of some lanes replaced."""
+  def put(leaf: Any, *own: Any) -> np.ndarray:
+    changed = np.array(leaf)
+    for k, value in zip(states, own):
+      changed[k] = value
+    return changed
+  return jax.tree.map(put, tree, *states.values())
