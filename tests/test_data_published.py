@@ -72,8 +72,8 @@ def publish_cifar10(monkeypatch, folder, images, labels):
 @pytest.mark.parametrize('name', ['cifar10_speed', 'cifar10_resnet'])
 def test_the_configs_of_cifar10_fit_its_files(monkeypatch, tmp_path, name):
   folder = publish_cifar10(monkeypatch, tmp_path / 'mine', pictures(60, 0), np.arange(60) % 10)
-  monkeypatch.setenv(sources.ENVIRONMENT, str(folder))
   config = config_file.load(str(CONFIGS / f'{name}.py'))
+  config.data.data_dir = str(folder)
   config.data.validation_examples, config.data.batch_size = 10, 8
   found, _, dataset, _ = train.prepare(config, tmp_path / 'run')
   assert dataset.image_shape == (32, 32, 3) and len(dataset.train) == 50

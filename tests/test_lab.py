@@ -20,7 +20,7 @@ from lab import parts
 
 import fmnist_jax
 from fmnist_jax import config as config_lib
-from fmnist_jax import config_file, report, settings, train
+from fmnist_jax import config_file, settings, train
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.population.train import train_population
@@ -35,10 +35,9 @@ def lab(**changes):
   return config_lib.replace(config_file.load(CONFIG), changes)
 
 
-def run(module, *arguments, cwd=TESTS, path=()):
-  """A command in a process that finds the group's package by its folder, or by the path."""
-  env = {**os.environ, 'XLA_FLAGS': '',
-         'PYTHONPATH': ':'.join([str(TESTS.parent), *map(str, path)])}
+def run(module, *arguments, cwd=TESTS):
+  """A command in a process that finds the group's package by its folder."""
+  env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(TESTS.parent)}
   process = subprocess.run([sys.executable, '-m', f'fmnist_jax.{module}', *arguments], cwd=cwd,
                            env=env, text=True, capture_output=True, timeout=300)
   return process.returncode, process.stdout, process.stderr
@@ -94,38 +93,87 @@ def test_killed_it_goes_on_to_the_same_bits(whole, tmp_path):
   assert runs.results(whole) == runs.results(tmp_path / 'run')
 
 
-@pytest.mark.parametrize('more', [['--config=lab/config.py'], ['--import=lab.parts']])
-def test_it_is_evaluated_when_told_where_its_parts_are(whole, more):
-  code, out, err = run('evaluate', f'--workdir={whole}', *more)
+# Runs commands one after another, and says where each ended and how.
+IN_TURN = """
+import importlib, json, sys
+from fmnist_jax import command
+for module, *arguments in json.loads(sys.argv[1]):
+  sys.argv = ['', *arguments]
+  try:
+    command.run(importlib.import_module(f'fmnist_jax.{module}').main)
+  except SystemExit as left:
+    for stream in (sys.stdout, sys.stderr):
+      print(f'\\x1e{left.code}', end='\\x1e', file=stream, flush=True)
+"""
+
+
+def run_in_turn(commands, cwd):
+  """`run` for several commands, by name, in one process that has the package on its path."""
+  env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': f'{TESTS.parent}:{TESTS}'}
+  process = subprocess.run([sys.executable, '-c', IN_TURN, json.dumps(list(commands.values()))],
+                           cwd=cwd, env=env, text=True, capture_output=True, timeout=300)
+  assert process.returncode == 0, process.stderr
+  out, err = (text.split('\x1e') for text in (process.stdout, process.stderr))
+  return {name: (int(out[2 * k + 1]), out[2 * k], err[2 * k]) for k, name in enumerate(commands)}
+
+
+@pytest.fixture(scope='module', name='refused')
+def _refused(whole, tmp_path_factory):
+  """Commands that are not told where its parts are, and then some that are."""
+  cwd = tmp_path_factory.mktemp('elsewhere')
+  saved = f'--config={whole / "config.json"}'
+  found = run_in_turn({
+      'evaluate': ['evaluate', f'--workdir={whole}'], 'main': ['main', saved, '--workdir=x'],
+      'population': ['population.__main__', saved, '--workdir=x'],
+      'imported': ['evaluate', f'--workdir={whole}', '--import=lab.parts'],
+      'again': ['main', saved, '--import=lab.parts', '--config.model.width=8',
+                '--config.train.epochs=1', '--workdir=run']}, cwd)
+  return cwd, found
+
+
+@pytest.mark.parametrize('command', ['evaluate', 'main', 'population'])
+def test_without_its_parts_one_sentence_says_what_to_give(refused, command):
+  code, out, err = refused[1][command]
+  assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
+  assert "data.type is 'lab.parts:Patterns'" in err and '--import=lab.parts' in err
+  assert 'Traceback' not in out + err and not (refused[0] / 'x').exists()
+  assert 'this version' not in err and 'another --workdir' not in err  # Nothing is wrong with it.
+
+
+@pytest.fixture(scope='module', name='told')
+def _told(whole, tmp_path_factory):
+  """Commands that are told, or need not be."""
+  return run_in_turn({
+      'help': ['main', f'--config={CONFIG}', '--help'],
+      'evaluate': ['evaluate', f'--workdir={whole}', f'--config={CONFIG}'],
+      'compare': ['compare', str(whole), str(whole), '--output=out']},
+                     tmp_path_factory.mktemp('told'))
+
+
+def is_measured_again(whole, code, out, err):
   assert (code, err) == (0, '') and 'stripes' in out
   again = json.loads((whole / 'results-test-best.json').read_text())
   assert again['loss'] == pytest.approx(runs.results(whole)['loss'], abs=1e-6)
 
 
-@pytest.mark.slow
-def test_installed_its_config_json_is_a_config(whole, tmp_path):
-  arguments = [f'--config={whole / "config.json"}', '--import=lab.parts', '--config.model.width=8',
-               '--config.train.epochs=1', f'--workdir={tmp_path / "run"}']
-  code, _, err = run('main', *arguments, cwd=tmp_path, path=[TESTS])
-  assert (code, err) == (0, '')
-  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['width'] == 8
-  assert config_file.default_name(f'{whole}/config.json') == 'whole'
+def test_it_is_evaluated_when_its_module_is_imported(whole, refused):
+  is_measured_again(whole, *refused[1]['imported'])
 
 
-@pytest.mark.parametrize('command', [
-    ['evaluate', '--workdir={}'], ['main', '--config={}/config.json', '--workdir=x'],
-    ['population', '--config={}/config.json', '--workdir=x']])
-def test_without_its_parts_one_sentence_says_what_to_give(whole, tmp_path, command):
-  code, out, err = run(*(part.format(whole) for part in command), cwd=tmp_path)
-  assert code == 1 and err.startswith('error: ') and err.count('\n') == 1
-  assert "data.type is 'lab.parts:Patterns'" in err and '--import=lab.parts' in err
-  assert 'Traceback' not in out + err and not list(tmp_path.iterdir())
-  assert 'this version' not in err and 'another --workdir' not in err  # Nothing is wrong with it.
+def test_it_is_evaluated_when_its_config_is_given(whole, told):
+  is_measured_again(whole, *told['evaluate'])
 
 
-def test_it_is_compared_by_what_it_wrote(whole, tmp_path):
-  code, out, err = run('compare', str(whole), str(whole), f'--output={tmp_path / "out"}')
+def test_it_is_compared_by_what_it_wrote(told):
+  code, out, err = told['compare']
   assert (code, err) == (0, '') and 'No difference' in out
+
+
+def test_installed_its_config_json_is_a_config(whole, refused):
+  cwd, found = refused
+  assert found['again'][::2] == (0, '')
+  assert json.loads((cwd / 'run' / 'config.json').read_text())['model']['width'] == 8
+  assert config_file.default_name(f'{whole}/config.json') == 'whole'
 
 
 def test_it_predicts(whole):
@@ -152,12 +200,6 @@ def test_it_is_a_population(whole, tmp_path, mode):
     assert first[0][name] == pytest.approx(alone[0][name], abs=1e-3)
   if mode == 'independent':
     assert first == alone
-
-
-@pytest.fixture(name='no_report')
-def _no_report(monkeypatch):
-  """Drawing takes longer than such runs; `whole` has a report."""
-  monkeypatch.setattr(report, 'write', lambda *_, **__: None)
 
 
 @pytest.mark.slow
@@ -187,18 +229,20 @@ def test_two_processes_compute_what_one_does(whole, tmp_path, monkeypatch):
   assert runs.results(tmp_path / 'run')['accuracy'] > 0.6
 
 
-def test_help_lists_its_settings_and_kinds():
-  code, out, _ = run('main', '--config=lab/config.py', '--help')
+def test_help_lists_its_settings_and_kinds(told):
+  code, out, _ = told['help']
   assert code == 0
   for part in ('--config.model.width=16\n      channels of a token', '--config.data.noise=40',
                '--config.optim.schedule.peak=0.4', '--config.data.augment.1.amount=0.2',
-               'lab.parts:Mixer', 'lab.parts:Muon', 'lab.parts:Focal'):
+               'lab.parts:Mixer', 'lab.parts:Orthogonal', 'lab.parts:Focal'):
     assert part in out
 
 
 def test_its_settings_are_checked_and_overridden_like_ours():
-  config = config_file.load(CONFIG, ['model.width=32', 'loss.gamma=1', 'optim=Muon', 'model=Mixer'])
+  config = config_file.load(CONFIG, ['model.width=32', 'loss.gamma=1', 'optim=Orthogonal',
+                                     'model=Mixer'])
   assert config.model == parts.Mixer() and config.loss.gamma == 1.0
+  assert config.optim == parts.Orthogonal()
   for override, says in (('model.width=0', 'model.width is 0; it must be at least 1'),
                          ('model.widht=8', "did you mean 'model.width'"),
                          ('model.skip=x', "model.skip is 'x'; it must be a number"),
