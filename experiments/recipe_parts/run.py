@@ -252,8 +252,7 @@ class Clock:
 def timed(experiment: record.Experiment, config: Config, path: pathlib.Path) -> dict[str, Any]:
   """Seconds of baseline and part, in turn, by its short name; goes on with those that lack."""
   found = files.read_json(path) if path.exists() else {}
-  machine.setup(deterministic=config.train.deterministic,
-                compile_cache=config.train.compile_cache)
+  machine.setup(compile_cache=config.train.compile_cache)
   plain: Clock | None = None
   directory = experiment.runs / name_of(config, experiment.args) / 'timing'
   for short, part in parts(config).items():
