@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from fmnist_jax.export.folder import export_run
   from fmnist_jax.losses import Loss
   from fmnist_jax.models import Compute, Model
-  from fmnist_jax.optimizers import Horizon, Optimizer, Schedule
+  from fmnist_jax.optimizers import Horizon, Optimizer, Schedule, UpdateRule
   from fmnist_jax.population.train import train_population
   from fmnist_jax.settings import setting
   from fmnist_jax.train import train_and_evaluate
@@ -26,6 +26,7 @@ _HOME = {
     'Augmentation': 'data', 'Compute': 'models', 'Config': 'config', 'DataSource': 'data',
     'Dataset': 'data', 'Horizon': 'optimizers', 'Loss': 'losses', 'Model': 'models',
     'Optimizer': 'optimizers', 'Schedule': 'optimizers', 'TrainedModel': 'trained_model',
+    'UpdateRule': 'optimizers',
     'evaluate_run': 'evaluation', 'export_run': 'export.folder', 'load_run': 'trained_model',
     'setting': 'settings', 'train_and_evaluate': 'train', 'train_population': 'population.train'}
 _MODULES = ('config', 'config_file', 'data', 'errors', 'interrupt', 'losses', 'machine', 'metrics',
@@ -33,8 +34,8 @@ _MODULES = ('config', 'config_file', 'data', 'errors', 'interrupt', 'losses', 'm
 
 __all__ = [
     'Augmentation', 'Compute', 'Config', 'DataSource', 'Dataset', 'Horizon', 'Loss', 'Model',
-    'Optimizer', 'Schedule', 'TrainedModel', 'evaluate_run', 'export_run', 'load_run', 'setting',
-    'train_and_evaluate', 'train_population']
+    'Optimizer', 'Schedule', 'TrainedModel', 'UpdateRule', 'evaluate_run', 'export_run', 'load_run',
+    'setting', 'train_and_evaluate', 'train_population']
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """A whole run as one config: six sections, four of which anything of the right kind may fill.
 
 `data`, `model`, `loss` and `optim` build what they describe (see `DataSource`, `Model`, `Loss`,
-`Optimizer`); a section of one's own stands there with the rights of those in this library. `train`
+`UpdateRule`); a section of one's own stands there with the rights of those in this library. `train`
 and `evaluate` are the loop's own. Config files import what they need from here.
 """
 
@@ -22,30 +22,35 @@ from fmnist_jax.data.augmentations import (
     RandomErasing,
     Shift,
 )
+from fmnist_jax.data.rand_augment import RandAugment
 from fmnist_jax.data.source import Data, DataSource
 from fmnist_jax.errors import ConfigError
-from fmnist_jax.losses import CrossEntropy, Loss
+from fmnist_jax.losses import CrossEntropy, Distillation, Loss
 from fmnist_jax.models import CNN, MLP, Model, ResNet
 from fmnist_jax.optimizers import (
+    SAM,
     SGD,
     Adam,
     AdamW,
     Constant,
     Cosine,
+    Lookahead,
     Muon,
     OneCycle,
     Optimizer,
     Schedule,
     Step,
+    UpdateRule,
 )
 from fmnist_jax.settings import continuous, is_on, leaves, replace, setting
 
 __all__ = [
-    'CNN', 'MLP', 'SGD', 'Adam', 'AdamW', 'Affine', 'AlternatingFlip', 'Augmentation', 'Config',
-    'Constant', 'Cosine', 'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Evaluate', 'Flip',
-    'Loss', 'MixUp', 'Model', 'Muon', 'OneCycle', 'Optimizer', 'RandomErasing', 'ResNet',
-    'Schedule', 'Shift', 'Step', 'Train', 'continuous', 'differences', 'from_json', 'is_on',
-    'leaves', 'replace', 'setting', 'to_json', 'validate']
+    'CNN', 'MLP', 'SAM', 'SGD', 'Adam', 'AdamW', 'Affine', 'AlternatingFlip', 'Augmentation',
+    'Config', 'Constant', 'Cosine', 'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Distillation',
+    'Evaluate', 'Flip', 'Lookahead', 'Loss', 'MixUp', 'Model', 'Muon', 'OneCycle', 'Optimizer',
+    'RandAugment', 'RandomErasing', 'ResNet', 'Schedule', 'Shift', 'Step', 'Train', 'UpdateRule',
+    'continuous', 'differences', 'from_json', 'is_on', 'leaves', 'replace', 'setting', 'to_json',
+    'validate']
 
 
 @dataclasses.dataclass
@@ -102,7 +107,7 @@ class Config:
   data: DataSource = dataclasses.field(default_factory=Data)
   model: Model = dataclasses.field(default_factory=CNN)
   loss: Loss = dataclasses.field(default_factory=CrossEntropy)
-  optim: Optimizer = dataclasses.field(default_factory=AdamW)
+  optim: UpdateRule = dataclasses.field(default_factory=AdamW)
   train: Train = dataclasses.field(default_factory=Train)
   evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 

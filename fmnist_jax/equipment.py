@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, evaluation, sharding, step
+from fmnist_jax import data, evaluation, settings, sharding, step
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.programs import Programs
 from fmnist_jax.transfer import Source
@@ -31,6 +31,7 @@ class Equipment:
     source: weights of another run to start from; None: none.
     measured: what is measured after each epoch, by name: batches of the clean training examples
       and, where there is one, of the validation split.
+    teachers: models that say what training examples are: work directory -> SHA-256 of the weights.
   """
 
   def __init__(self, config: config_lib.Config, dataset: data.Dataset, mesh: Mesh,
@@ -43,13 +44,30 @@ class Equipment:
     if not self.programs.horizon.steps_per_epoch:
       raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
                         f'{len(dataset.train)} training examples; use a smaller batch.')
+    self.teachers: dict[str, str] = {}
+    self._train = self._taught(config, dataset)
     resident = config.data.residency == 'resident'
     self.measured = {
         name: evaluation.Batches(split, config.evaluate.batch_size, mesh, resident=resident)
         for name, split in (('clean_train', dataset.clean_train),
                             ('validation', dataset.validation)) if split}
-    self._resident = sharding.put(dataset.train.arrays(),
+    self._resident = sharding.put(self._train.arrays(),
                                   sharding.replicated(mesh)) if resident else None
+
+  def _taught(self, config: config_lib.Config, dataset: data.Dataset) -> data.Split:
+    """The training examples with what the loss takes them for."""
+    def said(directory: str) -> np.ndarray:
+      probabilities, self.teachers[directory] = evaluation.said(directory, dataset)
+      return probabilities
+
+    targets = config.loss.targets(dataset.train.labels, said)
+    if targets is None:
+      return dataset.train
+    shape = len(dataset.train), dataset.num_classes
+    if targets.shape != shape or targets.dtype != np.float32:
+      raise ConfigError(f'The loss {settings.kind_name(type(config.loss))} has targets '
+                        f'{targets.dtype} {[*targets.shape]}; they must be float32 {[*shape]}.')
+    return dataset.train.labelled(targets)
 
   def with_programs(self, programs: Any) -> Equipment:
     """The same data with other programs: of other features, or mapped over members."""
@@ -98,7 +116,7 @@ class Equipment:
     own = sharding.own_examples(self.mesh, examples)
     place = lambda arrays: sharding.put_own(arrays, self.mesh, own, examples)
     wanted = jax.device_get(order)[:, own]
-    with data.stream(self.dataset.train, wanted, start, size, place) as chunks:
+    with data.stream(self._train, wanted, start, size, place) as chunks:
       for images, labels in chunks:
         stop = start + images.shape[0]
         yield stop, (images, labels, order, programs.number(start), programs.number(stop))

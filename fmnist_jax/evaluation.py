@@ -5,6 +5,7 @@ A saved checkpoint is measured again from nothing but its files and the data set
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pathlib
 import time
@@ -206,7 +207,8 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
   # Of few runs there is something to say here.
   special = {'lost_epoch': progress['lost_epoch'], 'init_from': progress['init_from'],
              'trained_parameters': trained if trained < parameters else None,
-             'tta': list(config.evaluate.tta) or None}
+             'tta': list(config.evaluate.tta) or None,
+             'teachers': described.get('teachers')}
   return {
       **{name: value for name, value in special.items() if value is not None},
       'dataset': described['name'], 'synthetic': described['synthetic'], 'split': split,
@@ -238,6 +240,36 @@ def dataset_of(run: TrainedModel, data_dir: str) -> data.Dataset:
     raise DataError(f'{run.workdir} was trained on other data than {dataset.name} is now (the '
                     'SHA-256 digests differ); give the data it was trained on with --data_dir.')
   return dataset
+
+
+def said(directory: str | pathlib.Path, dataset: data.Dataset) -> tuple[np.ndarray, str]:
+  """What the best checkpoint of a run says of the training examples of a data set.
+
+  Args:
+    directory: the run's work directory.
+    dataset: what it was trained on, dealt out in the same way.
+
+  Returns:
+    Class probabilities, float32 [N, K], and the SHA-256 of the weights.
+
+  Raises:
+    UserError: when the run is missing, damaged, or was trained on other images.
+  """
+  if processes.count() > 1:
+    raise ConfigError('Models teach in a single process only.')
+  run = load_run(directory)
+  trained = run.progress['data']
+  if (trained['sha256'], trained['train_examples'], trained['class_names']) != (
+      dict(dataset.sha256), len(dataset.train), list(dataset.class_names)):
+    raise DataError(f'{directory} was trained on other images than the training examples of '
+                    f'{dataset.name} are here; a teacher has to have the same ones, so that it '
+                    'knows no more of the validation images.')
+  batches = Batches(dataset.train, run.config.evaluate.batch_size, run.programs.mesh,
+                    resident=False)
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(run.variables):
+    digest.update(np.asarray(leaf).tobytes())
+  return predict(run.programs, run.variables, batches, lambda: None), digest.hexdigest()
 
 
 def evaluate_run(directory: str | pathlib.Path, split: str = 'test',

@@ -69,9 +69,21 @@ class Freezing:
     """`tx` of the parameters that are trained; it neither sees nor keeps anything of the others."""
     if not self._patterns:
       return tx
-    return optax.partition(
+    chosen = optax.partition(
         {False: tx, True: optax.set_to_zero()},
         lambda params: _map(lambda path, _: self(name_of(path)), params))
+
+    def update(updates: Any, state: Any, params: Any = None, *, grad_fn: Any = None,
+               **extra: Any) -> tuple[Any, Any]:
+      def trained(some: Any, i: Any) -> Any:
+        """`grad_fn` of parameters that lack the frozen ones."""
+        lacks = lambda leaf: isinstance(leaf, optax.MaskedNode)
+        whole = jax.tree.map(lambda old, own: old if lacks(own) else own, params, some)
+        return jax.tree.map(lambda slope, own: own if lacks(own) else slope, grad_fn(whole, i),
+                            some)
+      return chosen.update(updates, state, params, grad_fn=trained, **extra)
+
+    return optax.GradientTransformationExtraArgs(chosen.init, update)
 
   def apply(self, module: nn.Module) -> step.Apply:
     """`module.apply` for training."""

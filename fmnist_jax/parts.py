@@ -61,16 +61,19 @@ def check(config: config_lib.Config, image_shape: tuple[int, int, int], num_clas
   def advance(values: Any, params: Any) -> Any:
     tx = freezing.optimizer(config_lib.replace(config, values).optim.build(horizon))
     state = tx.init(params)
-    updates, after = tx.update(params, state, params)
+    updates, after = optax.with_extra_args_support(tx).update(
+        params, state, params, grad_fn=lambda params, _: params)
     return (params, state), (optax.apply_updates(params, updates), after)
 
-  schedule = settings.kind_name(type(config.optim.schedule))
-  rate = _traced(f'The schedule {schedule}',
+  inside = [settings.kind_name(type(one)) for _, _, one in settings.sections(config.optim)
+            if isinstance(one, config_lib.Schedule)]
+  schedule = f'The schedule {inside[-1]}' if inside else 'The learning rate'
+  rate = _traced(schedule,
                  lambda values, step: jnp.asarray(config_lib.replace(
                      config, values).optim.rate(horizon)(step)),
                  values, jax.ShapeDtypeStruct((), jnp.int32))
   if rate.shape:
-    raise ConfigError(f'The schedule {schedule} gives {_shown(rate)} for a step; it must give a '
+    raise ConfigError(f'{schedule} gives {_shown(rate)} for a step; it must give a '
                       'number.')
   name = f'The optimiser {settings.kind_name(type(config.optim))}'
   before, after = _traced(name, advance, values, params)

@@ -153,7 +153,7 @@ class Programs:
       hyper: values of the continuous settings.
       images: uint8, the whole training set [N, H, W, C], or the batches of these steps alone
         [stop - start, B, H, W, C].
-      labels: int32 [N] or [stop - start, B].
+      labels: int32 [N] or [stop - start, B]; or class probabilities, with a further axis.
       order: which examples each step of the epoch takes, int32 [steps of the epoch, B].
       start: first step, counted from the epoch's start.
       stop: after the last step.
@@ -165,7 +165,7 @@ class Programs:
 
     def body(t: jax.Array, carry: tuple[step.TrainState, step.Sums]) -> Any:
       state, sums = carry
-      if labels.ndim == 2:
+      if images.ndim == 5:
         batch, batch_labels = images[t - start], labels[t - start]
       else:
         take = lambda all_: all_.at[order[t]].get(mode='promise_in_bounds')
@@ -174,7 +174,8 @@ class Programs:
       batch_labels = jax.lax.with_sharding_constraint(batch_labels, split)
       # Compiled alike wherever the batch came from, so that streaming it changes no bit.
       batch, batch_labels = jax.lax.optimization_barrier((batch, batch_labels))
-      targets = jax.nn.one_hot(batch_labels, self.num_classes)
+      targets = (batch_labels if jnp.issubdtype(batch_labels.dtype, jnp.floating)
+                 else jax.nn.one_hot(batch_labels, self.num_classes))
       place = data.Place(state.run_key(_EXAMPLE_STREAM),
                          state.step // self.horizon.steps_per_epoch,
                          jax.lax.with_sharding_constraint(order[t], split))

@@ -164,7 +164,8 @@ def train_step(state: TrainState, images: jax.Array, targets: jax.Array, *, appl
     targets: class probabilities, float [B, K]; one-hot where nothing mixes examples.
     apply: `module.apply`, called with `train=True`, `state.rngs()` and the collections of
       `state.model_state` mutable.
-    tx: the optax transformation that `state.opt_state` belongs to.
+    tx: the optax transformation that `state.opt_state` belongs to; one that takes extra arguments
+      is given `grad_fn(params, _)`, the gradient at other parameters.
     loss: (logits, targets) -> the loss of each example, [B].
     ema_decay: of the moving averages; used if `state.ema` is kept.
 
@@ -180,7 +181,10 @@ def train_step(state: TrainState, images: jax.Array, targets: jax.Array, *, appl
     return jnp.mean(loss(logits, targets)), (logits, dict(model_state))
 
   (mean, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  # Some want the gradient elsewhere too.
+  elsewhere = lambda params, _: jax.grad(loss_fn, has_aux=True)(params)[0]
+  updates, opt_state = optax.with_extra_args_support(tx).update(
+      grads, state.opt_state, state.params, grad_fn=elsewhere)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema
   if ema is not None:

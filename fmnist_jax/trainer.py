@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, evaluation, report, step
+from fmnist_jax import evaluation, report, step
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import CheckpointError, ConfigError
@@ -39,7 +39,7 @@ class Progress:
     best_validation_accuracy: of that epoch; None without validation data.
     finished: whether training is over.
     seconds: spent so far, over all starts: data, compile, train.
-    data: `describe(dataset)`.
+    data: `describe(equipment)`.
     lost_epoch: the best epoch, where its checkpoint was damaged and another takes its place.
     init_from: what it started from: `transfer.Source.described`; None for random weights.
   """
@@ -80,11 +80,16 @@ class Progress:
     return better
 
 
-def describe(dataset: data.Dataset) -> dict[str, Any]:
-  """What a checkpoint has to know of its data set, as JSON values."""
-  return {'name': dataset.name, 'synthetic': dataset.synthetic, 'sha256': dict(dataset.sha256),
-          'class_names': list(dataset.class_names), 'image_shape': list(dataset.image_shape),
-          'train_examples': len(dataset.train)}
+def describe(equipment: Equipment) -> dict[str, Any]:
+  """What a checkpoint has to know of its data set, and of its teachers, as JSON values."""
+  dataset = equipment.dataset
+  described = {
+      'name': dataset.name, 'synthetic': dataset.synthetic, 'sha256': dict(dataset.sha256),
+      'class_names': list(dataset.class_names), 'image_shape': list(dataset.image_shape),
+      'train_examples': len(dataset.train)}
+  if equipment.teachers:
+    described['teachers'] = dict(equipment.teachers)
+  return described
 
 
 class Stopwatch:
@@ -139,7 +144,7 @@ class Trainer:
     self.programs = equipment.programs
     self.console, self.signals = console, signals
     self.stopwatch = Stopwatch(self.programs)
-    self.progress: Any = Progress(data=describe(equipment.dataset))
+    self.progress: Any = Progress(data=describe(equipment))
     self.checkpoints = Checkpoints(workdir.path / 'checkpoints', readback.PROGRESS, workdir.held)
     self.directory, self.history = workdir.path, workdir.history
     self.taken = 0
@@ -226,6 +231,10 @@ class Trainer:
             f'{self.directory} was trained on other data than {self.equipment.dataset.name} is '
             'now (the SHA-256 digests differ); give the data it was trained on, or another '
             '--workdir.')
+      if saved['data'].get('teachers') != self.progress.data.get('teachers'):
+        raise CheckpointError(f'{self.directory} was taught by other models than are now in '
+                              f'{", ".join(self.equipment.teachers)}; put those back, or give '
+                              'another --workdir.')
       self.progress = self.take_up(saved)
       self.restore(newest)
       self.saved = self.kept_beside(newest)

@@ -115,7 +115,7 @@ def test_a_section_can_be_swapped_for_another_kind(write):
 
 @pytest.mark.parametrize(('override', 'says'), [
     ('train.epoch=3', "did you mean 'train.epochs'"),
-    ('data.augment=Flp', 'choose among Flip, Shift, Affine, RandomErasing, MixUp, CutMix'),
+    ('data.augment=Flp', 'choose among Flip, AlternatingFlip, Shift, Affine, RandomErasing, MixUp'),
     ('data.augment.0.probability=1', 'There is no config field'),
     ('zzz=1', 'the sections are data, model, loss, optim, train, evaluate'),
     ('model.hidden=3', 'This config has model=CNN'),

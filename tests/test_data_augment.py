@@ -7,8 +7,18 @@ import pytest
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import data, ops
-from fmnist_jax.config import Affine, AlternatingFlip, CutMix, Flip, MixUp, RandomErasing, Shift
+from fmnist_jax.config import (
+    Affine,
+    AlternatingFlip,
+    CutMix,
+    Flip,
+    MixUp,
+    RandAugment,
+    RandomErasing,
+    Shift,
+)
 from fmnist_jax.data import augmentations as augment
+from fmnist_jax.data import rand_augment
 
 KEY = jax.random.key(0)
 
@@ -182,7 +192,7 @@ def change(sequence, key, images, targets=None):
 
 def test_nothing_switched_on_changes_nothing(images):
   off = (Flip(0.0), Shift(0.0), Affine(0.0), RandomErasing(0.0), MixUp(0.0), CutMix(0.0),
-         AlternatingFlip(0.0))
+         AlternatingFlip(0.0), RandAugment(0), RandAugment(2, 0.0))
   assert change((), KEY, images) is images
   assert change(off, KEY, images) is images
 
@@ -206,7 +216,7 @@ def test_bytes_become_what_their_floats_become(shape, sequence):
 ALL = (Flip(0.5), Affine(rotation=10.0, zoom=0.1, shift=2.0), RandomErasing(0.5))
 CASES = [(Flip(0.5),), (AlternatingFlip(0.5),), (Shift(2.0),), (Affine(rotation=10.0),),
          (Affine(rotation=0.0, zoom=0.1),), (Affine(rotation=0.0, shift=2.0),),
-         (RandomErasing(0.5),), ALL]
+         (RandomErasing(0.5),), (RandAugment(2, 5.0),), ALL]
 
 
 @pytest.mark.parametrize('sequence', CASES)
@@ -255,6 +265,75 @@ def test_a_divided_batch_gives_the_same_without_communication(images, kind):
     assert word not in compiled.as_text()
   np.testing.assert_allclose(compiled(jax.device_put(images, split)), jax.jit(run)(images),
                              atol=1e-6)
+
+
+# RandAugment.
+
+def operated(images, *steps):
+  """Images after (operation, strength), one or more, the same ones for each."""
+  chosen, strengths = zip(*steps)
+  places = [rand_augment.OPERATIONS.index(name) for name in chosen]
+  whole = lambda row, kind: jnp.broadcast_to(jnp.asarray(row, kind), (len(images), len(row)))
+  return np.asarray(rand_augment.apply(images, whole(places, jnp.int32),
+                                       whole(strengths, jnp.float32)))
+
+
+def test_operations_that_move_pixels(images):
+  np.testing.assert_allclose(operated(images, ('identity', 0.7)), images, atol=1e-6)
+  for sign in (-1, 1):
+    np.testing.assert_allclose(operated(images, ('rotate', 0.6 * sign)),
+                               augment.resample(images, 18.0 * sign, 1.0, 0.0), atol=1e-5)
+    # 10 / 32 of 28 pixels are 8.75; so many of that are 7.
+    offsets = np.tile([7 * sign, 0], (16, 1))
+    np.testing.assert_allclose(operated(images, ('translate_y', 0.8 * sign)),
+                               augment.shift_by(images, jnp.asarray(offsets)), atol=1e-5)
+    np.testing.assert_allclose(operated(images, ('translate_x', 0.8 * sign)),
+                               augment.shift_by(images, jnp.asarray(offsets[:, ::-1])), atol=1e-5)
+  # Rows slide against each other by 0.3 pixels a row, columns likewise.
+  slid = operated(images, ('shear_x', 1.0))
+  for row in range(28):
+    by = 0.3 * (row - 13.5)
+    places = np.arange(28) + by
+    expected = [np.interp(places, np.arange(-30, 58), np.pad(line, (30, 30)))
+                for line in np.asarray(images[:, row, :, 0])]
+    np.testing.assert_allclose(slid[:, row, :, 0], expected, atol=1e-5)
+  turned = lambda images: jnp.swapaxes(images, 1, 2)
+  np.testing.assert_allclose(turned(operated(turned(images), ('shear_y', 1.0))), slid, atol=1e-6)
+
+
+def test_operations_that_change_tones(images):
+  pixels = np.asarray(images, np.float64)
+  for strength in (-0.5, 0.5):
+    factor = 1 + 0.9 * strength
+    np.testing.assert_allclose(operated(images, ('brightness', strength)),
+                               np.clip(factor * pixels, 0, 1), atol=1e-5)
+    mean = pixels.mean((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(operated(images, ('contrast', strength)),
+                               np.clip(mean + factor * (pixels - mean), 0, 1), atol=1e-5)
+    levels = np.round(pixels * 255).astype(np.uint8) // 4 * 4  # Two bits less.
+    np.testing.assert_allclose(operated(images, ('posterize', strength)), levels / 255, atol=1e-5)
+
+
+def test_operations_follow_one_another():
+  y, x = np.mgrid[-14:14, -14:14]
+  spots = jnp.asarray(np.exp(-((y - 5)**2 + (x + 3)**2) / 12)[None, :, :, None], jnp.float32)
+  steps = ('translate_x', 0.7), ('rotate', 1.0), ('shear_y', -0.8), ('brightness', 0.5)
+  found, expected = operated(spots, *steps), spots
+  for step in steps:
+    expected = jnp.asarray(operated(expected, step))
+  np.testing.assert_allclose(found, expected, atol=0.05)  # Each resampling blurs.
+  other = operated(spots, *steps[1:3], steps[0], steps[3])
+  assert np.abs(other - found).max() > 0.2
+
+
+def test_every_operation_is_drawn_alike_and_with_either_sign():
+  bars = jnp.zeros((1800, 8, 8, 1)).at[:, 3:5, 2:6].set(0.5)
+  shown, _ = RandAugment(1, 10.0)(KEY, bars, None)
+  kinds = {image.tobytes() for image in np.asarray(shown)}
+  # 7 with two signs, identity and posterise (which takes no sign): 16 of 18 draws differ.
+  assert len(kinds) == 16
+  same = np.mean([image.tobytes() == np.asarray(bars[0]).tobytes() for image in np.asarray(shown)])
+  assert 0.08 < same < 0.145  # One in nine; standard deviation 0.0074.
 
 
 # What mixes examples.

@@ -190,6 +190,50 @@ def test_teachers_say_what_an_image_is(record, tmp_path):
   np.testing.assert_allclose(targets, (both[0] + both[1]) / 2, rtol=1e-5, atol=1e-6)
 
 
+def test_parts_of_a_recipe_change_what_they_say_and_nothing_else():
+  recipe = script('recipe_parts/run.py')
+  plain = config_file.load('cnn')
+  changed = {short: config_lib.validate(part.change(plain)) if part.change else plain
+             for short, part in recipe.parts(plain).items()}
+  differ = {short: {line.partition(':')[0].split('.')[0] for line in config_lib.differences(
+      plain, other)} for short, other in changed.items()}
+  sections = {short: next(iter(names)) for short, names in differ.items() if len(names) == 1}
+  assert {short for short, section in sections.items() if section == 'optim'} == {
+      'muon', 'sam', 'lookahead', 'bias_rate'}
+  assert {short for short, section in sections.items() if section == 'data'} == {
+      'alternating_flip', 'mixup', 'cutmix', 'random_erasing', 'rand_augment', 'crop', 'flip'}
+  assert {short for short, names in differ.items() if not names} == {
+      'tta_flip', 'tta_shift', 'tta_both', 'distillation'}
+  kinds = lambda short: [type(one).__name__ for one in changed[short].data.augment]
+  assert kinds('alternating_flip') == ['AlternatingFlip', 'Shift'] and kinds('flip') == ['Shift']
+  assert changed['sam'].optim.base == plain.optim == changed['lookahead'].optim.base
+  # The same pull at the kernels, whatever the learning rate.
+  assert changed['muon'].optim.weight_decay * 0.02 == pytest.approx(3e-3 * 5e-2)
+  assert changed['batch_4'].data.batch_size == 512
+  assert recipe.parts(plain)['ema'].taken_away and changed['ema'].train.ema_decay == 0
+
+
+def test_the_table_of_recipe_parts_says_which_help(record, tmp_path):
+  recipe = script('recipe_parts/run.py')
+  config = config_file.load('cnn')
+  interval = lambda mean, width: {'mean': mean, 'std': 0.1, 'half_width': width, 'values': 5}
+  statistic = summary.statistics([0.92, 0.93])
+  gains = {short: {'gain': interval(0.0, 0.2), 'loss': interval(0.0, 0.01), 'accuracy': statistic}
+           for short in recipe.parts(config)}
+  gains['muon']['gain'], gains['mixup']['gain'] = interval(0.5, 0.2), interval(-0.4, 0.1)
+  one = {'examples': 5000, 'synthetic': False, 'device': 'a cpu', 'versions': {'jax': '1'}}
+  gains |= {'': {'accuracy': statistic, 'loss': statistic, 'results': one}, 'seeds': 5,
+            'seconds': {'muon': 120.0}}
+  asked = experiment(record, tmp_path, quick=True, config='cnn')
+  recipe.report(asked, config, gains, {'muon': {'without': 2.0, 'with': 3.0}})
+  text = (asked.output / 'README.md').read_text()
+  lines = [line for line in text.splitlines() if line.startswith('| ')]
+  assert lines[2].startswith('| Muon | +0.50 +- 0.20 | +0.0000 +- 0.0100 | 1.50 |')
+  assert lines[-1].startswith('| MixUp 0.2 | -0.40 +- 0.10 |')
+  assert '- Help: Muon (+0.50 +- 0.20).' in text and '- Harm: MixUp 0.2 (-0.40 +- 0.10).' in text
+  assert 'this took 2 min' in text
+
+
 def test_part_of_a_set_has_its_classes_numbered_anew(record, monkeypatch):
   transfer = script('transfer/run.py')
   labels = np.arange(60) % 6

@@ -234,13 +234,15 @@ def test_help_lists_its_settings_and_kinds(told):
   assert code == 0
   for part in ('--config.model.width=16\n      channels of a token', '--config.data.noise=40',
                '--config.optim.schedule.peak=0.4', '--config.data.augment.1.amount=0.2',
-               'lab.parts:Mixer', 'lab.parts:Muon', 'lab.parts:Focal'):
+               'lab.parts:Mixer', 'lab.parts:Orthogonal', 'lab.parts:Focal'):
     assert part in out
 
 
 def test_its_settings_are_checked_and_overridden_like_ours():
-  config = config_file.load(CONFIG, ['model.width=32', 'loss.gamma=1', 'optim=Muon', 'model=Mixer'])
+  config = config_file.load(CONFIG, ['model.width=32', 'loss.gamma=1', 'optim=Orthogonal',
+                                     'model=Mixer'])
   assert config.model == parts.Mixer() and config.loss.gamma == 1.0
+  assert config.optim == parts.Orthogonal()
   for override, says in (('model.width=0', 'model.width is 0; it must be at least 1'),
                          ('model.widht=8', "did you mean 'model.width'"),
                          ('model.skip=x', "model.skip is 'x'; it must be a number"),

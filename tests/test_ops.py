@@ -451,6 +451,23 @@ def test_dropout_draws_the_bits_of_jax(shape, dtype):
           dtype=dtype)
 
 
+@needs_onednn
+def test_bfloat16_is_computed_as_float32_where_the_processor_has_no_other(monkeypatch):
+  monkeypatch.setattr(build, 'convolves_bfloat16', lambda: False)
+  x, kernel, residual = (draw(i, shape, BFLOAT16) for i, shape in enumerate(
+      [(2, 6, 6, 8), (3, 3, 8, 16), (2, 6, 6, 16)]))
+  wide = lambda *args: reference_conv(*(arg.astype(FLOAT32) for arg in args[:2]), 'SAME')
+  compare(lambda x, kernel, residual: ops.conv2d(
+      x, kernel.astype(FLOAT32), padding='SAME', implementation='onednn', residual=residual,
+      dtype=BFLOAT16), lambda x, kernel, residual: (wide(x, kernel) + residual).astype(BFLOAT16),
+          x, kernel, residual, dtype=BFLOAT16)
+  # Kernels are rounded: 1 + 2^-9 is no bfloat16.
+  nothing = ops.conv2d(jnp.array([1, -1], BFLOAT16).reshape(1, 1, 1, 2),
+                       jnp.array([1 + 2**-9, 1]).reshape(1, 1, 2, 1), padding='SAME',
+                       implementation='onednn', dtype=BFLOAT16)
+  assert not nothing.any()
+
+
 _BITS = """
 import os, sys
 if sys.argv[1] == '1':

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from fmnist_jax import config as config_lib
@@ -74,10 +75,10 @@ def test_lengths_shares_and_factors_of_schedules_may_be_traced(schedule):
 
 
 def update(config, steps=3):
-  tx = config.build(Horizon(10, 10))
+  tx = optax.with_extra_args_support(config.build(Horizon(10, 10)))
   params, state = PARAMS, tx.init(PARAMS)
   for _ in range(steps):
-    updates, state = tx.update(GRADS, state, params)
+    updates, state = tx.update(GRADS, state, params, grad_fn=lambda params, _: params)
     params = optax.apply_updates(params, updates)
   return params
 
@@ -206,7 +207,82 @@ def test_muon_leaves_frozen_layers_alone():
   assert not [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (3, 3, 2, 8)]
 
 
+def test_biases_may_step_further_than_kernels():
+  plain, faster = (update(config_lib.SGD(learning_rate=0.01, weight_decay=0.1, bias_rate=rate))
+                   for rate in (0.0, 8.0))
+  np.testing.assert_array_equal(faster['kernel'], plain['kernel'])
+  np.testing.assert_allclose(faster['bias'] - PARAMS['bias'], 8 * (plain['bias'] - PARAMS['bias']),
+                             rtol=1e-5)
+  same = update(config_lib.AdamW(bias_rate=1.0))
+  jax.tree.map(np.testing.assert_array_equal, same, update(config_lib.AdamW()))
+
+
+def test_lookahead_is_the_published_algorithm():
+  """Slow weights follow after every third step, and at the end of an epoch of eight."""
+  base = config_lib.SGD(learning_rate=0.1, momentum=0.9, nesterov=False)
+  rule = config_lib.Lookahead(base=base, period=3, slow_step=0.3)
+  tx = rule.build(Horizon(8, 2))
+  params, state = PARAMS, tx.init(PARAMS)
+  fast = slow = np.float64(PARAMS['bias'])
+  velocity = 0.0
+  for t in range(1, 17):
+    grads = jax.tree.map(lambda leaf: leaf - 1.0, params)
+    updates, state = tx.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    velocity = 0.9 * velocity + fast - 1.0
+    fast = fast - 0.1 * velocity
+    if t in (3, 6, 8, 11, 14, 16):
+      slow = slow + 0.3 * (fast - slow)
+      fast = slow
+    np.testing.assert_allclose(params['bias'], fast, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(state.slow['bias'], slow, rtol=1e-5, atol=1e-6)
+  assert rule.rate(Horizon(8, 2))(0) == base.learning_rate
+
+
+def test_sam_takes_the_gradient_where_the_loss_is_worst_near_by():
+  curve = {'kernel': jnp.arange(1.0, 7.0).reshape(2, 3), 'bias': jnp.array([0.5, 3.0, 1.0])}
+  loss = lambda params: sum(0.5 * jnp.sum(curve[name] * params[name]**2) for name in curve)
+  grad_fn = lambda params, _: jax.grad(loss)(params)
+  base = config_lib.SGD(learning_rate=0.1, momentum=0.0)
+  tx = config_lib.SAM(base=base, rho=0.2).build(Horizon(10, 10))
+  updates, _ = tx.update(jax.grad(loss)(PARAMS), tx.init(PARAMS), PARAMS, grad_fn=grad_fn)
+  slopes = {name: np.float64(curve[name]) * np.float64(PARAMS[name]) for name in curve}
+  norm = np.sqrt(sum((slope**2).sum() for slope in slopes.values()))
+  for name, slope in slopes.items():
+    above = np.float64(PARAMS[name]) + 0.2 * slope / norm
+    np.testing.assert_allclose(updates[name], -0.1 * np.float64(curve[name]) * above, rtol=1e-5)
+  # optax's own agrees, and may stand in `optim` as well.
+  theirs = optax.contrib.sam(optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.2)),
+                             opaque_mode=True)
+  expected, _ = theirs.update(jax.grad(loss)(PARAMS), theirs.init(PARAMS), PARAMS, grad_fn=grad_fn)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+  # Where there is no slope there is nowhere to go, and nothing is divided by.
+  flat = jax.tree.map(jnp.zeros_like, PARAMS)
+  still, _ = tx.update(flat, tx.init(flat), flat, grad_fn=grad_fn)
+  assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(still))
+
+
+def test_wrappers_wrap_each_other_and_leave_frozen_layers_alone():
+  rule = config_lib.Lookahead(base=config_lib.SAM(base=config_lib.Muon(weight_decay=0.1)))
+  tx = Freezing(('Conv_0',)).optimizer(rule.build(Horizon(10, 10)))
+  asked = []
+  def grad_fn(params, i):
+    asked.append(params)
+    return slopes(i)
+  state = tx.init(LAYERS)
+  updates, after = tx.update(slopes(1), state, LAYERS, grad_fn=grad_fn)
+  assert not np.asarray(updates['Conv_0']['kernel']).any()
+  assert np.asarray(updates['Dense_0']['kernel']).all()
+  above, = asked
+  np.testing.assert_array_equal(above['Conv_0']['kernel'], LAYERS['Conv_0']['kernel'])
+  moved = jax.tree.map(lambda a, b: a - b, above, LAYERS)
+  assert float(optax.tree.norm(moved)) == pytest.approx(0.05, rel=1e-3)
+  assert not [leaf for leaf in jax.tree.leaves(after) if leaf.shape == (3, 3, 2, 8)]
+
+
 @pytest.mark.parametrize('config', [
+    config_lib.Lookahead(base=config_lib.AdamW(bias_rate=2.0)),
+    config_lib.SAM(base=config_lib.Lookahead()),
     config_lib.Muon(weight_decay=0.1, clip_norm=0.1, schedule=config_lib.OneCycle()),
     config_lib.AdamW(clip_norm=0.1, schedule=config_lib.OneCycle()),
     config_lib.SGD(weight_decay=0.1, clip_norm=0.1, schedule=config_lib.Step()),

@@ -311,7 +311,7 @@ def test_predictions_that_are_no_probabilities_are_told(finished):
   with pytest.raises(DivergenceError, match=r'validation images probabilities that are not finite'):
     evaluation.results(described=run.progress['data'], split='validation',
                      probabilities=np.full((3, 10), np.nan, np.float32), labels=np.arange(3),
-                     parameters=1, trained=1, progress=run.progress, train=CONFIG.train,
+                     parameters=1, trained=1, progress=run.progress, config=CONFIG,
                      seconds={}, mesh=run.programs.mesh)
 
 

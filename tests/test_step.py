@@ -9,8 +9,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmnist_jax import sharding, step
-from fmnist_jax.config import MLP, SGD, Config, Constant, Data, Train
+from fmnist_jax.config import MLP, SAM, SGD, Config, Constant, Data, Train
 from fmnist_jax.losses import CrossEntropy
+from fmnist_jax.optimizers import Horizon
 from fmnist_jax.programs import Programs
 
 
@@ -233,6 +234,28 @@ def test_evaluation_counts_no_padding():
                           jnp.pad(labels, (0, 2)), jnp.arange(8) < 6, apply=Linear().apply)
   assert int(padded.count) == 6 and int(padded.correct) == int(whole.correct)
   assert float(padded.loss) == pytest.approx(float(whole.loss), rel=1e-6)
+
+
+def test_sharpness_aware_steps_drop_the_same_units_and_keep_the_first_statistics():
+  rule = SAM(base=SGD(learning_rate=0.5, momentum=0), rho=0.3)
+  tx = rule.build(Horizon(10, 1))
+  state = start(Normed(), tx)
+  images, labels = batch()
+  new, sums = train_step(state, images, labels, apply=Normed().apply, tx=tx)
+
+  def loss(params):
+    logits, found = Normed().apply({'params': params, **state.model_state}, images, train=True,
+                                   rngs=state.rngs(), mutable=['batch_stats'])
+    return jnp.mean(step.cross_entropy(logits, jax.nn.one_hot(labels, 3))), found
+
+  (mean, statistics), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+  above = jax.tree.map(lambda p, g: p + 0.3 * g / optax.tree.norm(grads), state.params, grads)
+  expected = jax.tree.map(lambda p, g: p - 0.5 * g, state.params,
+                          jax.grad(loss, has_aux=True)(above)[0])
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, new.params, expected)
+  jax.tree.map(close, new.model_state, dict(statistics))
+  assert float(sums.loss) == pytest.approx(8 * float(mean), rel=1e-5)
 
 
 @pytest.mark.parametrize('devices', [2, 4])

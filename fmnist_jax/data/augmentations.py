@@ -256,7 +256,7 @@ def resample(images: jax.Array, degrees: Strength, zooms: Strength,
   Returns:
     Images [B, H, W, C]; outside the original image there are zeros.
   """
-  batch, height, width, channels = images.shape
+  batch, height, width, _ = images.shape
   angles = jnp.broadcast_to(jnp.deg2rad(jnp.asarray(degrees, jnp.float32)), (batch,))[:, None, None]
   zooms = jnp.broadcast_to(jnp.asarray(zooms, jnp.float32), (batch,))[:, None, None]
   offsets = jnp.broadcast_to(jnp.asarray(offsets, jnp.float32), (batch, 2))[:, :, None, None]
@@ -267,7 +267,12 @@ def resample(images: jax.Array, degrees: Strength, zooms: Strength,
   # Where each pixel of the result comes from.
   y = cosine * down + sine * right + middle_y
   x = cosine * right - sine * down + middle_x
+  return bilinear(images, y, x)
 
+
+def bilinear(images: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
+  """Images [B, H, W, C] whose pixels come from rows `y` and columns `x`, float [B, H, W]."""
+  batch, height, width, channels = images.shape
   # A rim of zeros takes the neighbours of whatever lies outside.
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
   flat = padded.reshape(batch, (height + 2) * (width + 2), channels)

@@ -53,7 +53,7 @@ class Split:
   """Some examples of a source, in a fixed order.
 
   Attributes:
-    labels: int32 [N].
+    labels: int32 [N]; see also `labelled`.
     shape: of an image: height, width, channels.
   """
 
@@ -81,6 +81,10 @@ class Split:
   def subset(self, indices: np.ndarray) -> Split:
     """The examples at `indices` [n] of this split."""
     return Split(self._source, self._indices[indices], self.labels[indices])
+
+  def labelled(self, labels: np.ndarray) -> Split:
+    """The same examples with other labels: int32 [N], or class probabilities, float32 [N, K]."""
+    return Split(self._source, self._indices, labels)
 
   def first(self, count: int) -> Split:
     """The first examples; 0: all."""

@@ -18,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmnist_jax import locks, machine
@@ -71,20 +73,32 @@ def check() -> None:
   Raises:
     Unavailable: when the answer is wrong.
   """
-  # 1 to 16 in a square of 4, by 1 to 9 in a square of 3.
-  right = [348, 393, 528, 573]
-  if not np.array_equal(np.ravel(_known_answer()), right):
+  if not np.array_equal(np.ravel(_known_answer(np.float32)), _RIGHT):
     raise Unavailable('its operations compute wrongly on this processor')
 
 
-def _known_answer() -> np.ndarray:
+@functools.cache
+def convolves_bfloat16() -> bool:
+  """Whether oneDNN convolves bfloat16 on this processor: from AVX-512 on."""
+  bfloat16 = np.dtype(jnp.bfloat16)
+  try:
+    return np.array_equal(np.ravel(_known_answer(bfloat16)), np.array(_RIGHT, bfloat16))
+  except jax.errors.JaxRuntimeError:
+    return False
+
+
+# 1 to 16 in a square of 4, by 1 to 9 in a square of 3.
+_RIGHT = (348, 393, 528, 573)
+
+
+def _known_answer(dtype: Any) -> np.ndarray:
   with jax.ensure_compile_time_eval():  # Whatever is being traced meanwhile.
-    results = (jax.ShapeDtypeStruct((1, 2, 2, 1), np.float32),
+    results = (jax.ShapeDtypeStruct((1, 2, 2, 1), dtype),
                jax.ShapeDtypeStruct((0,), np.uint16))
     return np.asarray(jax.ffi.ffi_call('fmnist_jax_conv_forward', results)(
-        np.arange(1, 17, dtype=np.float32).reshape(1, 4, 4, 1),
+        np.arange(1, 17).astype(dtype).reshape(1, 4, 4, 1),
         np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1), np.zeros(0, np.float32),
-        np.zeros(0, np.float32), how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64),
+        np.zeros(0, dtype), how=np.array([1, 1, 0, 0, 0, 0, 1, 1, 1], np.int64),
         window=np.array([1, 1], np.int64), relu=False)[0])
 
 

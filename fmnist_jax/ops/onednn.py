@@ -29,6 +29,19 @@ def _call(name: str, results: Any, *args: jax.Array, **attributes: Any) -> Any:
       *args, **attributes)
 
 
+def _call_conv(name: str, results: Any, *args: jax.Array, **attributes: Any) -> Any:
+  """`_call` of a convolution: bfloat16 is computed as float32 on processors that have no other."""
+  if args[0].dtype != jnp.bfloat16 or build.convolves_bfloat16():
+    return _call(name, results, *args, **attributes)
+  widened = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, jnp.float32 if leaf.dtype == jnp.bfloat16 else leaf.dtype), results)
+  wide = [arg.astype(jnp.float32) for arg in args]
+  # Kernels are rounded as they would be; not by a conversion, which XLA may leave out.
+  rounded = [jax.lax.reduce_precision(arg, 8, 7) if arg.ndim == 4 else arg for arg in wide]
+  return jax.tree.map(lambda found, leaf: found.astype(leaf.dtype),
+                      _call(name, widened, *rounded, **attributes), results)
+
+
 def _ints(*values: int) -> np.ndarray:
   return np.array(values, np.int64)
 
@@ -68,9 +81,10 @@ def _convolved(how, relu, window, keep, x, kernel, bias, residual):
   (n, height, width, _), (kh, kw, _, features) = x.shape, kernel.shape
   shape = (n, _out(height, kh, strides[0], pads[0], dilation[0]) // window[0],
            _out(width, kw, strides[1], pads[1], dilation[1]) // window[1], features)
-  return _call('conv_forward', (jax.ShapeDtypeStruct(shape, x.dtype), _winners(shape, keep)), x,
-               kernel, _or_none(bias, jnp.float32), _or_none(residual, x.dtype), how=_flat(how),
-               window=_ints(*window), relu=relu)
+  return _call_conv(
+      'conv_forward', (jax.ShapeDtypeStruct(shape, x.dtype), _winners(shape, keep)), x, kernel,
+      _or_none(bias, jnp.float32), _or_none(residual, x.dtype), how=_flat(how),
+      window=_ints(*window), relu=relu)
 
 
 def _winners(shape, keep):
@@ -102,10 +116,10 @@ def _backward(how, relu, residuals, dy):
 
 def _gradients(how, x, kernel, has_bias, dy):
   float32 = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  dkernel, dbias = _call(
+  dkernel, dbias = _call_conv(
       'conv_weights', (float32(kernel.shape), float32((kernel.shape[-1] * has_bias,))), x, dy,
       how=_flat(how))
-  dx = _call('conv_data', jax.ShapeDtypeStruct(x.shape, x.dtype), dy, kernel, how=_flat(how))
+  dx = _call_conv('conv_data', jax.ShapeDtypeStruct(x.shape, x.dtype), dy, kernel, how=_flat(how))
   return dx, dkernel, dbias if has_bias else None
 
 

@@ -14,23 +14,33 @@ from fmnist_jax.optimizers.schedules import Constant, Horizon, Number, Schedule
 from fmnist_jax.settings import is_on, setting
 
 
-@dataclasses.dataclass
-class Optimizer(settings.Section):
-  """A dataclass of settings that builds an optax transformation; one of one's own adds `build`."""
-  learning_rate: float = setting(1e-3, 'peak learning rate', low=0, continuous=True)
-  schedule: Schedule = dataclasses.field(default_factory=Constant)
+class UpdateRule(settings.Section):
+  """A dataclass of settings that builds an optax transformation: what stands in `optim`."""
 
+  @abc.abstractmethod
   def rate(self, horizon: Horizon) -> optax.Schedule:
-    """step -> learning rate, the peak times the schedule; it is what metrics.jsonl records."""
-    shape = self.schedule.build(horizon)
-    return lambda step: self.learning_rate * shape(step)
+    """step -> learning rate; it is what metrics.jsonl records."""
 
   @abc.abstractmethod
   def build(self, horizon: Horizon) -> optax.GradientTransformation:
     """The transformation, learning rate included: its updates are added to the parameters.
 
-    Settings declared as continuous may be traced arrays.
+    Settings declared as continuous may be traced arrays. One that takes extra arguments is given
+    `grad_fn(params, i)`, the gradient of the batch's loss at other parameters, as
+    `optax.contrib.sam` wants it; `i` counts for nothing.
     """
+
+
+@dataclasses.dataclass
+class Optimizer(UpdateRule):
+  """An update rule with a learning rate and a schedule; one of one's own adds `build`."""
+  learning_rate: float = setting(1e-3, 'peak learning rate', low=0, continuous=True)
+  schedule: Schedule = dataclasses.field(default_factory=Constant)
+
+  def rate(self, horizon: Horizon) -> optax.Schedule:
+    """See `UpdateRule`: the peak times the schedule."""
+    shape = self.schedule.build(horizon)
+    return lambda step: self.learning_rate * shape(step)
 
 
 def decay_mask(params: Any) -> Any:
@@ -48,9 +58,11 @@ class Adam(Optimizer):
   eps: float = setting(1e-8, 'added to the root in the denominator', low=0, continuous=True)
   clip_norm: float = setting(0.0, 'largest global norm of the gradient; 0: no clipping', low=0,
                              continuous=True)
+  bias_rate: float = setting(0.0, 'learning rate of biases and norms, times that of kernels '
+                             '(arXiv:2404.00498); 0: the same', low=0, continuous=True)
 
   def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
+    """See `UpdateRule`."""
     return _chain(self, horizon, optax.scale_by_adam(self.b1, self.b2, self.eps))
 
 
@@ -61,7 +73,7 @@ class AdamW(Adam):
                                 low=0, continuous=True)
 
   def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
+    """See `UpdateRule`."""
     return _chain(self, horizon, optax.scale_by_adam(self.b1, self.b2, self.eps),
                   weight_decay=self.weight_decay)
 
@@ -77,9 +89,11 @@ class SGD(Optimizer):
                                 low=0, continuous=True)
   clip_norm: float = setting(0.0, 'largest global norm of the gradient; 0: no clipping', low=0,
                              continuous=True)
+  bias_rate: float = setting(0.0, 'learning rate of biases and norms, times that of kernels '
+                             '(arXiv:2404.00498); 0: the same', low=0, continuous=True)
 
   def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
+    """See `UpdateRule`."""
     trace = (optax.trace(self.momentum, nesterov=self.nesterov) if is_on(self.momentum)
              else optax.identity())
     return _chain(self, horizon, trace, weight_decay=self.weight_decay)
@@ -87,10 +101,12 @@ class SGD(Optimizer):
 
 def _chain(optimizer: Adam | SGD, horizon: Horizon, scale: optax.GradientTransformation,
            weight_decay: Number = 0.0) -> optax.GradientTransformation:
-  """Clips, scales, decays and steps; what is switched off is left out."""
+  """Clips, scales, decays, steps, and makes biases step further; what is off is left out."""
+  biases = lambda params: jax.tree.map(lambda is_kernel: not is_kernel, decay_mask(params))
   return optax.chain(
       *[optax.clip_by_global_norm(optimizer.clip_norm)] * is_on(optimizer.clip_norm),
-      *stepped(scale, weight_decay, optimizer.rate(horizon)))
+      *stepped(scale, weight_decay, optimizer.rate(horizon)),
+      *[optax.masked(optax.scale(optimizer.bias_rate), biases)] * is_on(optimizer.bias_rate))
 
 
 def stepped(scale: optax.GradientTransformation, weight_decay: Number,

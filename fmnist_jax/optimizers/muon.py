@@ -50,7 +50,7 @@ class Muon(Optimizer):
                              continuous=True)
 
   def build(self, horizon: Horizon) -> optax.GradientTransformation:
-    """See `Optimizer`."""
+    """See `UpdateRule`."""
     trace = (optax.trace(self.momentum, nesterov=self.nesterov) if is_on(self.momentum)
              else optax.identity())
     shape = self.schedule.build(horizon)
@@ -68,7 +68,7 @@ class Muon(Optimizer):
                if _is_kernel(path, leaf)]
     for pattern in self.adam:
       if not any(fits(name, (pattern,)) for name in kernels):
-        raise ConfigError(f'optim.adam has {pattern!r}, which fits no kernel that is trained; '
+        raise ConfigError(f'adam of Muon has {pattern!r}, which fits no kernel that is trained; '
                           f'there are {", ".join(kernels) or "none"}.')
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _is_kernel(path, leaf) and not fits(name_of(path), self.adam), params)

@@ -36,7 +36,7 @@ class GroupProgress:
   Attributes:
     members: `Progress` of each.
     bad_steps: of each member, the first step that was not finite; -1 for none.
-    data: `describe(dataset)`.
+    data: `describe(equipment)`.
     epoch: epochs completed, by the members that have not stopped.
     seconds: of the whole group, over all starts.
     init_from: see `Progress`.
@@ -82,7 +82,7 @@ class Group(Trainer):
     self.console, self.signals = console, signals
     self.stopwatch = Stopwatch(self.programs)
     self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
-                                       describe(equipment.dataset))
+                                       describe(equipment))
     held = members[0][1].held
     self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
     self.history = History(directory / 'metrics.jsonl', held, self._show)

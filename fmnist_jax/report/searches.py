@@ -80,7 +80,7 @@ def _accuracies(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 def _floor(accuracies: np.ndarray) -> float:
   """Where an axis of accuracy begins, so that a few bad trials do not squeeze the others; %."""
   known = 100 * accuracies[np.isfinite(accuracies)]
-  low, high = np.quantile(known, 0.1), known.max()
+  low, high = np.quantile(known, 0.25), known.max()
   return max(known.min(), low - (high - low)) - 0.05 * max(high - low, 0.1)
 
 

@@ -105,7 +105,7 @@ class Lanes(Group):
     self.equipment = equipment.with_programs(self.programs)
     self.config = equipment.programs.config
     self.stopwatch = Stopwatch(self.programs)
-    self.progress: Any = GroupProgress([], [], describe(equipment.dataset))
+    self.progress: Any = GroupProgress([], [], describe(equipment))
     self.lanes: list[Lane | None] = [None] * self.size
     self._saved = time.monotonic()
     # Of the run that each lane is at; while it is empty, of any.

@@ -56,7 +56,7 @@ class MixerModule(nn.Module):
 
 
 @dataclasses.dataclass
-class Muon(fmnist_jax.Optimizer):
+class Orthogonal(fmnist_jax.Optimizer):
   """Muon, as optax has it."""
   learning_rate: float = setting(0.02, 'peak learning rate', low=0, continuous=True)
   beta: float = setting(0.9, 'decay of the momentum', low=0, high=1, open_high=True,
