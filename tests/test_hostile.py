@@ -12,10 +12,11 @@ import zipfile
 
 import numpy as np
 import pytest
+import runs
 import test_main
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, processes, report, train
+from fmnist_jax import data, evaluation, machine, processes, report, train
 from fmnist_jax.data import sources
 from fmnist_jax.errors import (
   BackendError,
@@ -157,24 +158,20 @@ def test_results_that_were_changed_are_not_believed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(tmp_path):
+def test_a_damaged_best_checkpoint_does_not_keep_a_run_from_its_end(tmp_path, no_report, caplog):
   # Nothing improves: patience ends it, and the best epoch is never the last.
-  arguments = [*test_main.TINY, '--config.train.epochs=30', '--config.optim.learning_rate=1e-12']
-  code, _, err = test_main.run(arguments, tmp_path)
-  assert code == 0, err
-  run = tmp_path / 'runs' / 'smoke'
-  records = History(run / 'metrics.jsonl').read()
-  results = json.loads((run / 'results.json').read_text())
+  config = config_lib.replace(runs.full_config(epochs=30), {'optim.learning_rate': 1e-12})
+  results = train.train_and_evaluate(config, tmp_path / 'run')
+  records = History(tmp_path / 'run' / 'metrics.jsonl').read()
   best = records[results['best_epoch'] - 1]['step']
   assert best < records[-1]['step']
-  (run / 'results.json').unlink()
-  (run / 'checkpoints' / str(best) / 'progress.json').write_text('{}')
-  code, _, err = test_main.run(arguments, tmp_path)
-  assert code == 0 and 'takes its place' in err
-  again = json.loads((run / 'results.json').read_text())
+  (tmp_path / 'run' / 'results.json').unlink()
+  (tmp_path / 'run' / 'checkpoints' / str(best) / 'progress.json').write_text('{}')
+  with caplog.at_level('WARNING', logger='absl'):
+    again = train.train_and_evaluate(config, tmp_path / 'run')
+  assert 'takes its place' in caplog.text
   assert again['lost_epoch'] == results['best_epoch'] != again['best_epoch']
-  code, _, err = test_main.run(['--workdir=runs/smoke'], tmp_path, module='fmnist_jax.evaluate')
-  assert code == 0, err
+  assert evaluation.evaluate_run(tmp_path / 'run')['accuracy'] == again['accuracy']
 
 
 @pytest.mark.parametrize('change', [

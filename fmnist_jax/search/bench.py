@@ -19,9 +19,13 @@ from fmnist_jax.transfer import Source
 
 def structure(config: Config) -> str:
   """What runs of the same programs have in common: all but seed, locations, continuous values."""
+  return files.digest(_plain(config))
+
+
+def _plain(config: Config) -> dict[str, Any]:
   values: dict[str, Any] = dict.fromkeys(settings.locations(config), '')
   values |= dict.fromkeys(config_lib.continuous(config), 0.5) | {'train.seed': 0}
-  return files.digest(config_lib.to_json(config_lib.replace(config, values)))
+  return config_lib.to_json(config_lib.replace(config, values))
 
 
 class Bench:
@@ -34,7 +38,7 @@ class Bench:
       members: a mesh with a member axis, for trials that train together; None: they train apart.
     """
     self._dataset, self._source, self._members = dataset, source, members
-    self._equipment: dict[Mesh, Equipment] = {}
+    self._equipment: dict[tuple[Mesh, str], Equipment] = {}
     self._fitted: dict[str, Equipment | ConfigError] = {}
     self._lock = threading.Lock()
 
@@ -67,11 +71,12 @@ class Bench:
     return found
 
   def _equip(self, config: Config, mesh: Mesh) -> Equipment:
-    """Data are placed once on a mesh, whatever the programs are."""
-    if mesh not in self._equipment:
-      self._equipment[mesh] = Equipment(config, self._dataset, mesh, self._source)
-      return self._equipment[mesh]
-    shared = self._equipment[mesh]
+    """Data are placed once on a mesh, with what the loss takes them for, for all programs."""
+    place = (mesh, files.digest(_plain(config)['loss']))
+    if place not in self._equipment:
+      self._equipment[place] = Equipment(config, self._dataset, mesh, self._source)
+      return self._equipment[place]
+    shared = self._equipment[place]
     one = shared.programs
     programs = Programs(config, mesh, one.image_shape, one.num_classes, one.train_examples,
                         one.class_counts)
