@@ -83,6 +83,8 @@ class Train:
   devices: int = setting(0, 'how many devices to use; 0: all', low=0)
   deterministic: bool = setting(False, 'on GPU, only operations whose bits do not vary from run '
                                 'to run (slower); CPU and TPU need no switch')
+  tensorboard: bool = setting(False, 'keep an event file for TensorBoard in the work directory '
+                              '(extra: tensorboard)', location=True)
   compile_cache: bool = setting(True, 'keep compiled programs in the user\'s cache directory',
                                 location=True)
 

@@ -28,6 +28,7 @@ from fmnist_jax import (
     report,
     settings,
     sharding,
+    tensorboard,
 )
 from fmnist_jax.errors import ConfigError, DataError, DivergenceError, ExportError, UserError, told
 from fmnist_jax.storage import files
@@ -138,21 +139,23 @@ def write(directory: Workdir, config: config_lib.Config, dataset: data.Dataset,
   split, content = split_of(dataset, results['split']), io.BytesIO()
   np.savez(content, probabilities=probabilities, labels=split.labels)
   files.write_bytes(directory.path / 'predictions.npz', content.getvalue())
-  if with_report:
-    images, _ = split.arrays()
-    shown = np.arange(min(1000, len(dataset.train)))
-    try:
-      report.write(directory.path, history=directory.history.read(), results=results,
+  history = directory.history.read()
+  try:
+    tensorboard.update(config, directory.path, history, results)
+    if with_report:
+      images, _ = split.arrays()
+      shown = np.arange(min(1000, len(dataset.train)))
+      report.write(directory.path, history=history, results=results,
                    probabilities=probabilities, labels=split.labels, images=images,
                    train_images=dataset.train.fetch(shown), train_labels=dataset.train.labels,
                    class_names=dataset.class_names, config=config_lib.to_json(config),
                    network=_network(config, dataset, variables),
                    validation_labels=dataset.validation.labels if dataset.validation else None)
-    except UserError:
-      raise  # A disk: the same command again writes it.
-    except Exception as error:  # Of matplotlib, which must not cost the results.
-      logging.warning('The report could not be drawn (%s: %s); the results are complete without '
-                      'it.', type(error).__name__, ' '.join(str(error).split())[:300])
+  except UserError:
+    raise  # A disk: the same command again writes it.
+  except Exception as error:  # Of matplotlib, which must not cost the results.
+    logging.warning('The report could not be drawn (%s: %s); the results are complete without '
+                    'it.', type(error).__name__, ' '.join(str(error).split())[:300])
   files.write_json(directory.path / 'results.json', results, sealed=True)
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, machine, ops, parts, processes, sharding, transfer
+from fmnist_jax import data, machine, ops, parts, processes, sharding, tensorboard, transfer
 from fmnist_jax import progress as progress_lib
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DataError
@@ -80,7 +80,8 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     checkpoints = Checkpoints(directory / 'checkpoints')
     # Read before anything is written; what a run began from is in its own checkpoints.
     source = transfer.find(config, dataset, begun=bool(checkpoints.steps()))
-    workdir = stack.enter_context(Workdir(directory, config, on_record))
+    workdir = stack.enter_context(Workdir(
+        directory, config, tensorboard.recorder(config, directory, on_record)))
     checkpoints.clean()
     results = workdir.results()
     if results is not None:
@@ -125,6 +126,7 @@ def prepare(config: config_lib.Config, directory: pathlib.Path,
             ) -> tuple[config_lib.Config, pathlib.Path, data.Dataset, Mesh]:
   """What a run needs before it opens its directory: resolved config, directory, data, devices."""
   machine.check()
+  tensorboard.check(config)
   if dataset is None:
     config, directory, dataset = load(config, directory)
   else:

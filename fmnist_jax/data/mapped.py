@@ -55,6 +55,9 @@ class MappedSource:
       DataError: when the file is no longer what was verified.
     """
     size = len(indices) * math.prod(self.shape)
+    # Not used again: jax on CPUs computes from it where it lies. Lending it out anew once nobody
+    # holds it saved 1 us of the 100 that an image of 64x64x3 took to train on, and took a fifth
+    # more memory.
     room = np.empty(size + _ALIGNED, np.uint8)
     start = -room.ctypes.data % _ALIGNED
     found = room[start:start + size].reshape(-1, *self.shape)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fmnist_jax import machine, progress, sharding, step
+from fmnist_jax import machine, progress, sharding, step, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Interrupted, Signals
@@ -171,8 +171,8 @@ class Work:
             for lot in lots.values()]
 
   def _hold(self, member: Member) -> Workdir:
-    return Workdir(self.population.path / 'members' / member.name,
-                           member.config)
+    directory = self.population.path / 'members' / member.name
+    return Workdir(directory, member.config, tensorboard.recorder(member.config, directory))
 
   def apart(self, members: Sequence[Member], at_once: int) -> None:
     """Every member as its run alone would be, bit for bit; compiled once.

@@ -17,7 +17,7 @@ import numpy as np
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import progress as progress_lib
-from fmnist_jax import sharding, step
+from fmnist_jax import sharding, step, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Signals
@@ -85,7 +85,7 @@ class Group(Trainer):
                                        describe(equipment))
     held = members[0][1].held
     self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
-    self.history = History(directory / 'metrics.jsonl', held)
+    self.history = History(directory / 'metrics.jsonl', held, self._show)
     self.taken, self.saved = 0, set()
     lanes = [config for config, _ in members]
     lanes += lanes[-1:] * (self.size - len(members))
@@ -185,6 +185,12 @@ class Group(Trainer):
     return (f'The loss or its gradient is not finite at step {self.progress.bad_steps[member]}; '
             'lower optim.learning_rate or set optim.clip_norm.')
 
+  def _show(self, _: Record) -> None:
+    if self.config.train.tensorboard:
+      epochs = self.history.read()
+      for config, workdir in self.members:
+        tensorboard.update(config, workdir.path, _records(epochs, workdir))
+
   def finish(self, *, with_report: bool = False) -> dict[str, Any]:
     """Measures the best of each member and writes it as a run of its own; results by member."""
     results: dict[str, Any] = {}
@@ -193,8 +199,7 @@ class Group(Trainer):
     state, best = jax.device_get((self.state, self.best))
     epochs = self.history.read()
     for k, (config, workdir) in enumerate(self.members):
-      records = [epoch['members'][workdir.path.name] for epoch in epochs
-                 if workdir.path.name in epoch['members']]
+      records = _records(epochs, workdir)
       if len(records) != self.progress.members[k].epoch:
         raise CheckpointError(f'{self.history.path} has {len(records)} epochs of '
                               f'{workdir.path.name}, which trained '
@@ -215,8 +220,14 @@ class Group(Trainer):
     return results
 
 
+def _records(epochs: Sequence[Record], workdir: Workdir) -> list[Record]:
+  """Those of a member, in the history of its group."""
+  name = workdir.path.name
+  return [epoch['members'][name] for epoch in epochs if name in epoch['members']]
+
+
 def save_member(workdir: Workdir, own: Progress, best: step.TrainState,
-                 latest: step.TrainState) -> None:
+                latest: step.TrainState) -> None:
   """The best and the latest checkpoint of a member, as its run alone would have left them."""
   checkpoints = Checkpoints(workdir.path / 'checkpoints', held=workdir.held)
   zero = jax.device_get(step.Sums.zero())

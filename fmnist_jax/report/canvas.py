@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -41,10 +42,16 @@ DARK = Theme(surface='#1a1f26', ink='#e9edf1', muted='#9da8b4', grid='#313943', 
              second='#ffab57', third='#4f7ba6', wrong='#ff7b6b')
 
 
+_SETTINGS = threading.Lock()  # matplotlib's are those of the whole process.
+
+
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-  """Draws by matplotlib's own settings, whatever the user's matplotlibrc says."""
-  with matplotlib.rc_context(), warnings.catch_warnings():
+  """Draws by matplotlib's own settings, whatever the user's matplotlibrc says.
+
+  One thread at a time draws; others wait.
+  """
+  with _SETTINGS, matplotlib.rc_context(), warnings.catch_warnings():
     matplotlib.rcdefaults()
     # A dollar in a class name is a dollar.
     matplotlib.rcParams.update({'text.parse_math': False, 'font.size': 9})

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from fmnist_jax import tensorboard
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Interrupted, Signals
 from fmnist_jax.population.independent import ThreadSignals, is_done
@@ -85,7 +86,7 @@ def ending(attempt: Attempt) -> Iterator[list[str]]:
 
 
 def _train_run(desk: Desk, attempt: Attempt, run: Run, signals: Signals) -> None:
-  note = lambda record: attempt.note(run, record)
+  note = tensorboard.recorder(run.config, run.path, lambda record: attempt.note(run, record))
   with attempt.holding(), Workdir(run.path, run.config, note) as workdir:
     if is_done(run.path):
       attempt.recall(run, workdir.history.read())

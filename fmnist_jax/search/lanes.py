@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fmnist_jax import evaluation, sharding
+from fmnist_jax import evaluation, sharding, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Signals
@@ -173,7 +173,8 @@ class Lanes(Group):
     """A lane takes the next run of an attempt, where one is left; returns states to go on with."""
     for run in attempt.runs:
       with attempt.holding(), contextlib.ExitStack() as stack:
-        workdir = stack.enter_context(Workdir(run.path, run.config))
+        workdir = stack.enter_context(Workdir(
+            run.path, run.config, tensorboard.recorder(run.config, run.path)))
         attempt.recall(run, workdir.history.read())
         if not is_done(run.path):
           states, progress = self._resumed(workdir)
