@@ -26,7 +26,7 @@ from fmnist_jax.data.rand_augment import RandAugment
 from fmnist_jax.data.source import Data, DataSource
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.losses import CrossEntropy, Distillation, Loss
-from fmnist_jax.models import CNN, MLP, Model, ResNet
+from fmnist_jax.models import CNN, MLP, MobileNet, Model, ResNet, SpeedNet, ViT
 from fmnist_jax.optimizers import (
     SAM,
     SGD,
@@ -47,10 +47,10 @@ from fmnist_jax.settings import continuous, is_on, leaves, replace, setting
 __all__ = [
     'CNN', 'MLP', 'SAM', 'SGD', 'Adam', 'AdamW', 'Affine', 'AlternatingFlip', 'Augmentation',
     'Config', 'Constant', 'Cosine', 'CrossEntropy', 'CutMix', 'Data', 'DataSource', 'Distillation',
-    'Evaluate', 'Flip', 'Lookahead', 'Loss', 'MixUp', 'Model', 'Muon', 'OneCycle', 'Optimizer',
-    'RandAugment', 'RandomErasing', 'ResNet', 'Schedule', 'Shift', 'Step', 'Train', 'UpdateRule',
-    'continuous', 'differences', 'from_json', 'is_on', 'leaves', 'replace', 'setting', 'to_json',
-    'validate']
+    'Evaluate', 'Flip', 'Lookahead', 'Loss', 'MixUp', 'MobileNet', 'Model', 'Muon', 'OneCycle',
+    'Optimizer', 'RandAugment', 'RandomErasing', 'ResNet', 'Schedule', 'Shift', 'SpeedNet', 'Step',
+    'Train', 'UpdateRule', 'ViT', 'continuous', 'differences', 'from_json', 'is_on', 'leaves',
+    'replace', 'setting', 'to_json', 'validate']
 
 
 @dataclasses.dataclass

@@ -92,7 +92,7 @@ class Freezing:
 
     def as_saved(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
       layer = context.module
-      if (not isinstance(layer, (nn.BatchNorm, ops.ConvBatchNorm)) or layer.use_running_average
+      if (not isinstance(layer, (nn.BatchNorm, ops.BatchNorm)) or layer.use_running_average
           or context.method_name != '__call__' or not all(
               self('/'.join((*layer.path, name))) for name in layer.variables['batch_stats'])):
         return call(*args, **kwargs)

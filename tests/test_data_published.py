@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import pathlib
 import tarfile
 import zipfile
 
@@ -11,10 +12,12 @@ import data_files
 import numpy as np
 import pytest
 
-from fmnist_jax import data, train
+from fmnist_jax import config_file, data, train
 from fmnist_jax.config import Config, Data, Flip, Shift
 from fmnist_jax.data import formats, idx, prepared, sources
 from fmnist_jax.errors import DataError
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
 
 @pytest.fixture(autouse=True)
@@ -58,12 +61,28 @@ def load(name, folder):
   return data.load(Data(name=name, data_dir=str(folder), validation_examples=0, batch_size=4))
 
 
-def test_cifar10(monkeypatch, tmp_path):
-  images, labels = pictures(60, 0), np.arange(60) % 10
+def publish_cifar10(monkeypatch, folder, images, labels):
+  """Five batches for training, and the first ten images for testing."""
   parts = {f'cifar-10-batches-bin/data_batch_{i + 1}.bin':
            records(images[12 * i:12 * i + 12], labels[12 * i:12 * i + 12]) for i in range(5)}
   parts['cifar-10-batches-bin/test_batch.bin'] = records(images[:10], labels[:10])
-  folder = publish(monkeypatch, tmp_path / 'mine', 'cifar10', [tar(parts)])
+  return publish(monkeypatch, folder, 'cifar10', [tar(parts)])
+
+
+@pytest.mark.parametrize('name', ['cifar10_speed', 'cifar10_resnet'])
+def test_the_configs_of_cifar10_fit_its_files(monkeypatch, tmp_path, name):
+  folder = publish_cifar10(monkeypatch, tmp_path / 'mine', pictures(60, 0), np.arange(60) % 10)
+  config = config_file.load(str(CONFIGS / f'{name}.py'))
+  config.data.data_dir = str(folder)
+  config.data.validation_examples, config.data.batch_size = 10, 8
+  found, _, dataset, _ = train.prepare(config, tmp_path / 'run')
+  assert dataset.image_shape == (32, 32, 3) and len(dataset.train) == 50
+  assert found.data.augment == (Flip(), Shift(4)), 'what they show may be mirrored'
+
+
+def test_cifar10(monkeypatch, tmp_path):
+  images, labels = pictures(60, 0), np.arange(60) % 10
+  folder = publish_cifar10(monkeypatch, tmp_path / 'mine', images, labels)
   for _ in range(2):  # From the file, and from the arrays.
     dataset = load('cifar10', folder)
     np.testing.assert_array_equal(dataset.train.arrays()[0], images)

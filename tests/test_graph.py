@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fmnist_jax import graph, models
-from fmnist_jax.config import CNN, MLP, ResNet
+from fmnist_jax.config import CNN, MLP, MobileNet, ResNet, SpeedNet, ViT
 from fmnist_jax.errors import ExportError
 
 ort = pytest.importorskip('onnxruntime')
@@ -54,7 +54,18 @@ def checked(model, shape=(28, 28, 1)):
          dense=(8,)), 'conv silu avg_pool flatten dense silu dense'),
     (ResNet(channels=(4, 8), blocks=1),
      'conv relu conv relu conv add relu conv relu conv conv add relu avg_pool flatten dense'),
-], ids=['mlp', 'cnn', 'cnn-norm', 'cnn-gelu', 'cnn-silu', 'resnet'])
+    (ResNet(channels=(4, 8), blocks=1, block='preactivation', squeeze=2),
+     'conv affine relu conv relu conv avg_pool flatten dense relu dense sigmoid reshape multiply '
+     'add affine relu conv conv relu conv avg_pool flatten dense relu dense sigmoid reshape '
+     'multiply add affine relu avg_pool flatten dense'),
+    (SpeedNet(channels=(4, 8)),
+     'conv relu conv relu max_pool conv relu conv relu max_pool conv relu max_pool flatten dense'),
+    (MobileNet(stem=4, channels=(4,), expansion=(2,), blocks=(1,), strides=(1,), kernels=(5,),
+               head=8, squeeze=2, activation='silu'),
+     'conv silu conv silu conv silu avg_pool flatten dense silu dense sigmoid reshape multiply '
+     'conv add conv silu avg_pool flatten dense'),
+], ids=['mlp', 'cnn', 'cnn-norm', 'cnn-gelu', 'cnn-silu', 'resnet', 'resnet-squeezed', 'speed',
+        'mobile'])
 def test_each_family_is_its_layers(model, kinds):
   assert sorted(checked(model)) == sorted(kinds.split())
 
@@ -115,6 +126,7 @@ class Looped(nn.Module):
 @pytest.mark.parametrize(('model', 'message'), [
     (Odd(), r'test_graph:Odd has .* \(lax\.sort, with 784 as the result for an image\)'),
     (Placed(), r'\(lax\.add, with 28x28x1 as'), (Looped(), r'\(lax\.(scan|while), with'),
+    (ViT(patch=7, width=8, depth=1, heads=2), r'The model ViT has .* \(lax\.'),
     (Blind(), 'test_graph:Blind gives the same for all images')])
 def test_what_no_layer_stands_for_is_told_in_a_sentence(model, message):
   _, variables = made(model, (28, 28, 1))

@@ -230,6 +230,24 @@ def test_batch_norm_keeps_the_statistics_of_flax(implementation, strides, paddin
 
 
 @pytest.mark.parametrize('implementation', FORMS)
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+def test_batch_norm_without_a_convolution_is_that_of_flax(implementation, dtype):
+  x, residual = draw(0, (6, 4, 6, 3)) * 2 + 1, draw(3, (6, 4, 6, 3))
+  variables = {'params': {'scale': np.array([1., -2., .5], np.float32), 'bias': draw(2, (3,))},
+               'batch_stats': {'mean': draw(4, (3,)), 'var': np.float32([1, 2, 3])}}
+  for running in (False, True):
+    module = ops.BatchNorm(implementation, running, window=(2, 2), dtype=dtype)
+    assert (jax.tree.map(jnp.shape, module.init(jax.random.key(0), x))
+            == jax.tree.map(jnp.shape, variables))
+    got, new = module.apply(variables, x.astype(dtype), residual, mutable=['batch_stats'])
+    expected, expected_new = nn.BatchNorm(running, momentum=0.9).apply(
+        variables, x.astype(dtype), mutable=['batch_stats'])
+    expected = nn.max_pool(nn.relu(expected + residual), (2, 2), (2, 2))
+    assert got.dtype == dtype
+    assert_close((got.astype(FLOAT32), new), (expected, expected_new), dtype)
+
+
+@pytest.mark.parametrize('implementation', FORMS)
 def test_a_pool_leaves_out_neither_residual_nor_strides_nor_a_missing_relu(implementation):
   x, scale, bias = draw(0, (4, 6, 6, 3)), draw(1, (3,)), draw(2, (3,))
   compare(lambda *a: ops.batch_norm(*a[:3], residual=a[3], relu=True, window=(2, 2),

@@ -14,6 +14,7 @@ from fmnist_jax.ops.block import conv_relu_max_pool, useful_size
 from fmnist_jax.ops.convolution import conv2d, pixels
 from fmnist_jax.ops.layers import (
     AvgPool,
+    BatchNorm,
     Conv,
     ConvBatchNorm,
     ConvKernel,
@@ -26,8 +27,8 @@ from fmnist_jax.ops.pooling import avg_pool, max_pool
 from fmnist_jax.ops.products import dense
 
 __all__ = [
-    'AvgPool', 'Conv', 'ConvBatchNorm', 'ConvKernel', 'ConvReluMaxPool', 'Dense', 'MaxPool',
-    'avg_pool', 'batch_norm', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
+    'AvgPool', 'BatchNorm', 'Conv', 'ConvBatchNorm', 'ConvKernel', 'ConvReluMaxPool', 'Dense',
+    'MaxPool', 'avg_pool', 'batch_norm', 'conv2d', 'conv_relu_max_pool', 'default_implementation',
     'default_precision', 'dense', 'max_pool', 'pixels', 'useful_size']
 
 

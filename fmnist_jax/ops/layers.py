@@ -6,7 +6,7 @@ checkpoint does not say which implementation or precision made it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class Conv(nn.Module):
     groups: groups of channels that do not mix; as many as there are: a depthwise convolution.
     use_bias: whether to add one.
     dtype: of operands and result; None: what input and parameters promote to.
+    kernel_init: what the kernel starts as.
   """
   features: int
   kernel_size: tuple[int, int]
@@ -44,16 +45,17 @@ class Conv(nn.Module):
   groups: int = 1
   use_bias: bool = True
   dtype: Any = None
+  kernel_init: nn.initializers.Initializer = _KERNEL
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Convolves."""
-    kernel = self.param('kernel', _KERNEL, (*self.kernel_size, x.shape[-1] // self.groups,
-                                            self.features), jnp.float32)
+  def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+    """Convolves, and adds `residual`."""
+    kernel = self.param('kernel', self.kernel_init,
+                        (*self.kernel_size, x.shape[-1] // self.groups, self.features), jnp.float32)
     bias = self.param('bias', _BIAS, (self.features,), jnp.float32) if self.use_bias else None
-    return conv2d(x, kernel, bias=bias, padding=self.padding, strides=self.strides,
-                  dilation=self.dilation, groups=self.groups, dtype=self.dtype,
-                  implementation=self.implementation)
+    return conv2d(x, kernel, bias=bias, residual=residual, padding=self.padding,
+                  strides=self.strides, dilation=self.dilation, groups=self.groups,
+                  dtype=self.dtype, implementation=self.implementation)
 
 
 class ConvReluMaxPool(nn.Module):
@@ -89,70 +91,123 @@ class ConvKernel(nn.Module):
   Attributes:
     features: channels of the convolution's output.
     kernel_size: height and width, pixels.
+    kernel_init: what it starts as.
   """
   features: int
   kernel_size: tuple[int, int]
+  kernel_init: nn.initializers.Initializer = _KERNEL
 
   @nn.compact
   def __call__(self, channels: int) -> jax.Array:
     """float32 [h, w, channels, features]."""
-    return self.param('kernel', _KERNEL, (*self.kernel_size, channels, self.features), jnp.float32)
+    return self.param('kernel', self.kernel_init, (*self.kernel_size, channels, self.features),
+                      jnp.float32)
 
 
-class ConvBatchNorm(nn.Module):
-  """Convolution and `nn.BatchNorm`, then a sum, ReLU, a max-pool of windows that do not overlap.
+class _Channels(NamedTuple):
+  """What BatchNorm keeps of each channel, float32 [C]: two variables and two parameters."""
+  mean: Any
+  variance: Any
+  scale: jax.Array
+  bias: jax.Array
+
+
+class BatchNorm(nn.Module):
+  """`nn.BatchNorm`, then a sum, ReLU, a max-pool of windows that do not overlap.
 
   Parameters 'scale' and 'bias' and the statistics 'mean' and 'var' in 'batch_stats' are those of
-  `nn.BatchNorm`; the kernel is given. With running statistics BatchNorm is a factor and an offset
-  of each channel, which become part of kernel and bias.
+  `nn.BatchNorm`.
 
   Attributes:
     implementation: 'onednn', 'matmul' or 'native'; see the package.
     use_running_average: whether to use the running statistics in place of the batch's.
     relu: whether to rectify.
     window: of the pool, pixels; (1, 1) for none.
-    padding: of the convolution: 'SAME', 'VALID' or pairs of pixels.
-    strides: of the convolution, pixels.
     momentum: share of the running statistics that stays, a step.
     epsilon: added to the variance.
-    dtype: of operands and result; None: what input and kernel promote to. Normalised in float32.
+    dtype: of the result; None: that of the input. Normalised in float32.
   """
   implementation: str
   use_running_average: bool
   relu: bool = True
   window: tuple[int, int] = (1, 1)
-  padding: Padding = 'SAME'
-  strides: tuple[int, int] = (1, 1)
   momentum: float = 0.9
   epsilon: float = 1e-5
   dtype: Any = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, kernel: jax.Array,
-               residual: jax.Array | None = None) -> jax.Array:
-    """Convolves with `kernel`, [h, w, C, O], normalises, adds `residual`, rectifies and pools."""
-    shape = kernel.shape[-1:]
-    mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
-    variance = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
-    scale = self.param('scale', nn.initializers.ones_init(), shape, jnp.float32)
-    bias = self.param('bias', _BIAS, shape, jnp.float32)
-    how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
-    conv = {**how, 'padding': self.padding, 'strides': self.strides}
-    if self.use_running_average:
-      factor, offset = line(mean.value, variance.value, scale, bias, self.epsilon)
-      kernel = kernel * factor.reshape(1, 1, 1, -1)
-      if self.window != (1, 1) and self.relu and residual is None and self.strides == (1, 1):
-        return conv_relu_max_pool(x, kernel, offset, window=self.window, padding=self.padding,
-                                  **how)
-      y = conv2d(x, kernel, bias=offset, residual=residual, relu=self.relu, **conv)
-      return y if self.window == (1, 1) else max_pool(y, self.window,
-                                                      implementation=self.implementation)
-    y, *new = batch_norm(conv2d(x, kernel, **conv), scale, bias, residual=residual,
-                         relu=self.relu, window=self.window, epsilon=self.epsilon, **how)
+  def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+    """Normalises [N, H, W, C], adds `residual`, rectifies and pools."""
+    channels = self._channels(x.shape[-1])
+    if not self.use_running_average:
+      return self._by_batch(x, residual, channels)
+    factor, offset = self._line(channels)
+    dtype = self.dtype or x.dtype
+    y = (x.astype(jnp.float32) * factor.reshape(1, 1, 1, -1) + offset.reshape(1, 1, 1, -1))
+    y = y.astype(dtype)
+    y = y if residual is None else y + residual.astype(dtype)
+    return self._pooled(nn.relu(y) if self.relu else y)
+
+  def _channels(self, count: int) -> _Channels:
+    shape = (count,)
+    return _Channels(
+        self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32),
+        self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32),
+        self.param('scale', nn.initializers.ones_init(), shape, jnp.float32),
+        self.param('bias', _BIAS, shape, jnp.float32))
+
+  def _line(self, channels: _Channels) -> tuple[jax.Array, jax.Array]:
+    """Factor and offset of each channel that running statistics come down to."""
+    return line(channels.mean.value, channels.variance.value, channels.scale, channels.bias,
+                self.epsilon)
+
+  def _by_batch(self, x: jax.Array, residual: jax.Array | None, channels: _Channels) -> jax.Array:
+    y, *new = batch_norm(x, channels.scale, channels.bias, residual=residual, relu=self.relu,
+                         window=self.window, epsilon=self.epsilon, dtype=self.dtype,
+                         implementation=self.implementation)
     if not self.is_initializing():
-      for old, value in zip((mean, variance), new):
+      for old, value in zip((channels.mean, channels.variance), new):
         old.value = self.momentum * old.value + (1 - self.momentum) * value
     return y
+
+  def _pooled(self, y: jax.Array) -> jax.Array:
+    return y if self.window == (1, 1) else max_pool(y, self.window,
+                                                    implementation=self.implementation)
+
+
+class ConvBatchNorm(BatchNorm):
+  """Convolution and `BatchNorm`.
+
+  The kernel is given. With running statistics BatchNorm is a factor and an offset of each channel,
+  which become part of kernel and bias.
+
+  Attributes:
+    implementation, use_running_average, relu, window, momentum, epsilon: as in `BatchNorm`.
+    dtype: of operands and result; None: what input and kernel promote to. Normalised in float32.
+    padding: of the convolution: 'SAME', 'VALID' or pairs of pixels.
+    strides: of the convolution, pixels.
+    groups: of channels that do not mix.
+  """
+  padding: Padding = 'SAME'
+  strides: tuple[int, int] = (1, 1)
+  groups: int = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array, kernel: jax.Array,  # type: ignore[override]
+               residual: jax.Array | None = None) -> jax.Array:
+    """Convolves with `kernel`, [h, w, C, O], normalises, adds `residual`, rectifies and pools."""
+    channels = self._channels(kernel.shape[-1])
+    how: dict[str, Any] = {'implementation': self.implementation, 'dtype': self.dtype}
+    conv = {**how, 'padding': self.padding, 'strides': self.strides, 'groups': self.groups}
+    if not self.use_running_average:
+      return self._by_batch(conv2d(x, kernel, **conv), residual, channels)
+    factor, offset = self._line(channels)
+    kernel = kernel * factor.reshape(1, 1, 1, -1)
+    if (self.window != (1, 1) and self.relu and residual is None and self.strides == (1, 1)
+        and self.groups == 1):
+      return conv_relu_max_pool(x, kernel, offset, window=self.window, padding=self.padding,
+                                **how)
+    return self._pooled(conv2d(x, kernel, bias=offset, residual=residual, relu=self.relu, **conv))
 
 
 class MaxPool(nn.Module):
