@@ -29,6 +29,7 @@ from fmnist_jax.config import (
     AlternatingFlip,
     Augmentation,
     Config,
+    CrossEntropy,
     CutMix,
     Distillation,
     Flip,
@@ -114,7 +115,8 @@ def muon(config: Config) -> Config:
 def parts(config: Config) -> dict[str, Part]:
   """All parts, by a short name, for a baseline."""
   has = lambda kind: any(isinstance(one, kind) for one in config.data.augment)
-  averaged = bool(config.train.ema_decay)
+  loss: Any = config.loss
+  averaged, smoothed = bool(config.train.ema_decay), bool(loss.label_smoothing)
   found = {
       'muon': Part('Muon', 'Jordan 2024', muon),
       'alternating_flip': Part('alternating flip, in place of a random one', 'arXiv:2404.00498',
@@ -122,8 +124,9 @@ def parts(config: Config) -> dict[str, Part]:
       'tta_flip': Part('test-time augmentation: flip', 'arXiv:1409.1556', tta=('flip',)),
       'tta_shift': Part('test-time augmentation: shift', 'arXiv:1409.1556', tta=('shift',)),
       'tta_both': Part('test-time augmentation: both', 'arXiv:2404.00498', tta=('flip', 'shift')),
-      'label_smoothing': Part('label smoothing 0.1', 'arXiv:1512.00567',
-                              setting(loss__label_smoothing=0.1)),
+      'label_smoothing': Part('label smoothing', 'arXiv:1512.00567',
+                              setting(loss__label_smoothing=0.0 if smoothed else 0.1),
+                              taken_away=smoothed),
       'mixup': Part('MixUp 0.2', 'arXiv:1710.09412', also(MixUp())),
       'cutmix': Part('CutMix 1', 'arXiv:1905.04899', also(CutMix())),
       'random_erasing': Part('random erasing 0.25', 'arXiv:1708.04896', also(RandomErasing())),
@@ -154,6 +157,8 @@ def baseline(experiment: record.Experiment) -> Config:
   changes |= record.QUICK if args.quick else {}
   changes |= {'train.epochs': args.epochs} if args.epochs else {}
   config = config_lib.replace(config_file.load(args.config), changes)
+  if not isinstance(config.loss, CrossEntropy):
+    raise ConfigError(f'{args.config} has another loss than CrossEntropy.')
   if not hasattr(config.optim, 'bias_rate'):
     raise ConfigError(f'{args.config} has an optimiser that wraps another, or Muon; the parts are '
                       'measured against SGD, Adam or AdamW.')
