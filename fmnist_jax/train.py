@@ -89,6 +89,8 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
       return results
     trainer = processes.together(lambda: Trainer(
         config, workdir, Equipment(config, dataset, mesh, source), console, signals))
+    # However this ends: nobody else may hold the directory while something is written.
+    stack.callback(trainer.checkpoints.end_writing)
     data_seconds = time.perf_counter() - began - trainer.programs.compile_seconds
     console.say(progress_lib.introduction(config, dataset, sharding.device_name(mesh)))
     if source:

@@ -131,7 +131,7 @@ def test_all_commands_have_one_name_too(tmp_path, called):
     code, out, err = called([name, '--help'], __main__.dispatch)
     assert (code, err) == (0, '') and argument in out
   code, out, err = called([], __main__.dispatch)
-  assert code == 0 and 'train|evaluate|predict|population|compare|export' in out
+  assert code == 0 and 'train|evaluate|predict|population|search|compare|export' in out
   code, out, err = called(['tarin'], __main__.dispatch)
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
                                'evaluate, predict, population, compare, export.\n')

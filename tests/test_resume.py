@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,21 @@ def _whole(tmp_path_factory):
   directory = tmp_path_factory.mktemp('resume') / 'whole'
   train_and_evaluate(runs.full_config(), directory)
   return directory
+
+
+def test_what_a_program_raises_ends_a_run_only_once_its_checkpoint_is_written(
+    tmp_path, monkeypatch):
+  write = Checkpoints._write
+  def slowly(self, *args):
+    time.sleep(1)
+    write(self, *args)
+  monkeypatch.setattr(Checkpoints, '_write', slowly)
+  def on_record(record):
+    if record['epoch'] == 2:  # That of the first epoch is being written.
+      raise LookupError
+  with pytest.raises(LookupError):
+    train_and_evaluate(runs.full_config(), tmp_path, on_record=on_record)
+  assert Checkpoints(tmp_path / 'checkpoints').latest_good() == 20
 
 
 def run_interrupted(config, directory, polls):

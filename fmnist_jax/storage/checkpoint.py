@@ -263,9 +263,13 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      if self._writer is not None:
-        self._writer.shutdown()
-        self._writer = None
+      self.end_writing()
+
+  def end_writing(self) -> None:
+    """Ends the writing thread, once it has written, whether or not the other processes do."""
+    if self._writer is not None:
+      self._writer.shutdown()
+      self._writer = None
 
   def abandon(self, why: str, advice: str) -> NoReturn:
     """Raises DivergenceError, once the save under way is done; it says what is kept."""
