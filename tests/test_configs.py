@@ -48,4 +48,9 @@ def test_a_config_is_valid_explained_and_trains(path):
   assert int(new.step) == 4 and int(sums.count) == 64 and int(sums.bad_step) == -1
   assert 1.5 < float(sums.loss) / 64 < 20
   changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, new.params)
-  assert all(jax.tree.leaves(changed)), 'every parameter learns'
+  # While shifts are 0, a channel's scale between ReLU and a depthwise convolution is undone by the
+  # BatchNorm after that.
+  undone = re.compile(r"\['InvertedResidual_\d+'\]\['BatchNorm_0'\]\['scale'\]")
+  still = [name for path, learned in jax.tree_util.tree_leaves_with_path(changed)
+           if not learned and not undone.fullmatch(name := jax.tree_util.keystr(path))]
+  assert not still, 'every parameter learns'

@@ -134,7 +134,7 @@ def test_all_commands_have_one_name_too(tmp_path, called):
   assert code == 0 and 'train|evaluate|predict|population|search|compare|export' in out
   code, out, err = called(['tarin'], __main__.dispatch)
   assert code == 1 and err == ('error: There is no command tarin; the commands are train, '
-                               'evaluate, predict, population, compare, export.\n')
+                               'evaluate, predict, population, search, compare, export.\n')
 
 
 def test_a_reader_that_leaves_gets_no_traceback(tmp_path):
