@@ -148,7 +148,7 @@ def test_a_wrong_config_file_gets_one_sentence(write, text, says):
 
 def test_a_missing_config_file_lists_what_there_is():
   with pytest.raises(ConfigError, match=r'cnn_blocks.*mlp'):
-    config_file.load('configs/resnet.py')
+    config_file.load('configs/densenet.py')
 
 
 def test_shipped_configs_are_found_by_name(tmp_path, monkeypatch):
