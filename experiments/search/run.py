@@ -122,6 +122,7 @@ def rates(experiment: record.Experiment) -> dict[str, float]:
     for process in running:
       process.wait()
     found['processes'] = time.perf_counter() - began
+  path.parent.mkdir(parents=True, exist_ok=True)
   files.write_json(path, found)
   return found
 
