@@ -486,6 +486,14 @@ def test_bfloat16_is_computed_as_float32_where_the_processor_has_no_other(monkey
   assert not nothing.any()
 
 
+@needs_onednn
+def test_what_the_processor_convolves_is_asked_with_the_handlers_loaded():
+  asked = subprocess.run(
+      [sys.executable, '-c', 'from fmnist_jax.ops import build\n'
+       'print(build.convolves_bfloat16())'], capture_output=True, text=True, check=True).stdout
+  assert asked.strip() == str(build.convolves_bfloat16())  # Loaded here: see NO_ONEDNN.
+
+
 _BITS = """
 import os, sys
 if sys.argv[1] == '1':
