@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import optuna
@@ -14,9 +15,12 @@ from fmnist_jax import config_file, trained_model
 from fmnist_jax.config import DataSource
 from fmnist_jax.data import Dataset
 from fmnist_jax.errors import ConfigError, DataError, DivergenceError, WorkdirError
+from fmnist_jax.interrupt import Interrupted
 from fmnist_jax.programs import Programs
 from fmnist_jax.search import Choice, Range, Space, lanes, space
+from fmnist_jax.search.attempts import Attempt
 from fmnist_jax.search.search import How, search
+from fmnist_jax.storage.workdir import read_config
 from fmnist_jax.train import train_and_evaluate
 
 RATES = Space({'optim.learning_rate': Range(1e-3, 1e-1, log=True)})
@@ -170,6 +174,41 @@ def test_lanes_are_filled_again_and_train_what_their_runs_would_alone(
   assert run.results['best_validation_accuracy'] == max(
       record['validation_accuracy'] for record in run.history)
   assert trained_model.load_run(path, 'latest').step == 60
+
+
+def test_a_run_that_others_left_is_gone_on_with_in_a_lane(tmp_path, monkeypatch):
+  found = search(config(checkpoint_every_seconds=0.0), RATES, tmp_path / 'search',
+                 how=how(trials=3))
+  whole, torn, bare = (tmp_path / 'search' / 'trials' / trial['name']
+                       for trial in found['trials'])
+  for path in (whole, torn, bare):  # Workers that were killed before they wrote their results.
+    (path / 'outcome.json').unlink()
+    (path / 'seed-3' / 'results.json').unlink()
+  shutil.rmtree(bare / 'seed-3' / 'checkpoints')
+  # One that did not come to the end of an epoch: in threads a run is saved at any step.
+  own = read_config(torn / 'seed-3')
+  shutil.rmtree(torn / 'seed-3')
+  with pytest.raises(Interrupted):
+    train_and_evaluate(own, torn / 'seed-3', signals=runs.InterruptAt(8))
+  left = trained_model.load_run(torn / 'seed-3', 'latest').step
+  assert 20 < left < 40
+  (tmp_path / 'search' / 'journal.jsonl').unlink()
+  told = {}
+  recall = Attempt.recall
+  def watched(self, run, records):
+    kept = list(run.path.glob('checkpoints/[0-9]*'))
+    told.setdefault(self.member, (len(records), bool(kept)))
+    recall(self, run, records)
+  monkeypatch.setattr(Attempt, 'recall', watched)
+  again = search(config(checkpoint_every_seconds=0.0), RATES, tmp_path / 'search',
+                 how=how(trials=3, mode='vectorized'))
+  assert [len(trial['validation_accuracy'][0]) for trial in again['trials']] == [3, 3, 3]
+  # What is trained again is not told, nor can its old best pass for the new one.
+  assert told == {whole.name: (3, True), torn.name: (0, False), bare.name: (0, False)}
+  assert again['trials'][0]['accuracy'] == found['trials'][0]['accuracy']
+  for path in (whole, torn, bare):
+    run = trained_model.load_run(path / 'seed-3')
+    assert run.step == 20 * run.results['best_epoch']
 
 
 def test_structures_are_trained_in_groups_and_compiled_once_each(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Several workers of a search: leases, a storage that is lost, kill -9, PostgreSQL."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -22,6 +23,8 @@ from fmnist_jax.search import Range, Space, board
 from fmnist_jax.search import __main__ as search_main
 from fmnist_jax.search.directories import Directories
 from fmnist_jax.search.storage import Address
+from fmnist_jax.storage import files
+from fmnist_jax.storage.workdir import Workdir
 
 RATES = Space({'optim.learning_rate': Range(1e-3, 1e-1, log=True)})
 ROOT = pathlib.Path(__file__).parents[1]
@@ -132,6 +135,20 @@ def test_a_worker_that_died_while_it_asked_leaves_no_gap(worker, monkeypatch):
   assert living.finished() and len(living.outcomes()) == 1
 
 
+def test_who_loses_its_lease_while_it_asks_asks_again(worker, monkeypatch):
+  slow, quick = worker(2), worker(2)
+  draw, lost = Space.draw, []
+  def suspended(self, config, trial):
+    if not lost:
+      lost.append(trial.number)
+      for now in (0, 11):
+        at(monkeypatch, now, quick.look)
+    return draw(self, config, trial)
+  monkeypatch.setattr(Space, 'draw', suspended)
+  task = slow.ask()
+  assert task.trial.number > lost[0] and slow.holds(task)
+
+
 def test_no_more_are_drawn_than_asked_for(worker):
   workers = [worker(5) for _ in range(3)]
   tasks = [task for _ in range(4) for one in workers if (task := one.ask())]
@@ -214,6 +231,52 @@ def test_a_directory_that_was_taken_over_is_no_place_to_write(tmp_path):
   (tmp_path / '0001-ab' / 'outcome.json').write_text('{"accuracy": 1}')
   with pytest.raises(WorkdirError, match=r'outcome.json is damaged'):
     quick.read()
+
+
+def test_who_takes_a_trial_over_is_not_kept_out_by_who_had_it(tmp_path):
+  slow, quick = Directories(tmp_path, 'aaa'), Directories(tmp_path, 'bbb')
+  own = config_file.load('mlp')
+  with contextlib.ExitStack() as stack:
+    asleep = stack.enter_context(Workdir(slow.open('0001-ab', {'x': 1.0}) / 'seed-0', own))
+    taken = stack.enter_context(Workdir(quick.open('0001-ab', {'x': 1.0}) / 'seed-0', own))
+    taken.held()
+    with pytest.raises(WorkdirError, match='nothing more is written'):
+      asleep.held()
+
+
+def test_of_what_others_have_left_that_is_taken_which_was_trained(tmp_path):
+  (Directories(tmp_path, 'aaa').open('0001-ab', {'x': 1.0}) / 'seed-0').mkdir()
+  for name in 'bcdefghi':  # A lost worker's file under way can make its folder again.
+    (tmp_path / f'0001-ab.{name * 3}' / 'seed-0' / 'checkpoints').mkdir(parents=True)
+  last = Directories(tmp_path, 'zzz')
+  last.open('0001-ab', {'x': 1.0})
+  assert not (tmp_path / '0001-ab.aaa').exists()
+  assert not list((tmp_path / '0001-ab.zzz' / 'seed-0').iterdir())
+
+
+def test_what_is_given_up_is_finished_before_its_checkpoints_go(tmp_path, worker, monkeypatch):
+  places, task = Directories(tmp_path / 'trials', 'aaa'), worker(1).ask()
+  (places.open(task.member, task.params) / 'seed-0' / 'checkpoints' / '20').mkdir(parents=True)
+  def killed(*_, **__):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(shutil, 'rmtree', killed)
+  with pytest.raises(KeyboardInterrupt):
+    places.close(task.member, outcome(task, ended='pruned'))
+  # Half of its checkpoints would be none that anybody can go on from.
+  assert places.finished(task.member)['ended'] == 'pruned'
+
+
+def test_directories_are_read_while_others_take_them(tmp_path, monkeypatch):
+  first, other = Directories(tmp_path, 'aaa'), Directories(tmp_path, 'bbb')
+  first.open('0001-ab', {'x': 1.0})
+  read = files.read_json
+  def taken(path, *args, **kwargs):
+    monkeypatch.setattr(files, 'read_json', read)
+    other.open('0001-ab', {'x': 1.0})
+    return read(path, *args, **kwargs)
+  monkeypatch.setattr(files, 'read_json', taken)
+  assert first.read() == ({}, {}), 'who has it tells the storage of it'
+  assert first.read() == ({}, {'0001-ab': {'x': 1.0}})
 
 
 @pytest.mark.parametrize(('text', 'says'), [

@@ -169,19 +169,23 @@ class Board:
           return None
         trial = self._study.ask()
         self._mine.add(trial.number)
-        trial.set_user_attr('worker', self.worker)
-        earlier = [one for one in self._trials() if one.number < trial.number]
-        member = trial.user_attrs.get('member')
-        if any(one.state != TrialState.FAIL and _member(one) == member for one in earlier
-               if member) or (not member and _size(earlier) >= self._wanted):
-          # Two workers asked at once, and the other one was first.
-          self._fail(trial)
-          continue
-        config = self._draw(trial)
-        if not member:
-          member = f'{trial.number:04d}-{secrets.token_hex(2)}'
-          trial.set_user_attr('member', member)
-        return Task(member, dict(trial.params), config, trial)
+        with contextlib.suppress(Lost), _held():
+          return self._leased(trial)
+        self._fail(trial)
+
+  def _leased(self, trial: optuna.Trial) -> Task:
+    """The task of an attempt; raises `Lost` where another worker was first with its member."""
+    trial.set_user_attr('worker', self.worker)
+    earlier = [one for one in self._trials() if one.number < trial.number]
+    member = trial.user_attrs.get('member')
+    if any(one.state != TrialState.FAIL and _member(one) == member for one in earlier
+           if member) or (not member and _size(earlier) >= self._wanted):
+      raise Lost
+    config = self._draw(trial)
+    if not member:
+      member = f'{trial.number:04d}-{secrets.token_hex(2)}'
+      trial.set_user_attr('member', member)
+    return Task(member, dict(trial.params), config, trial)
 
   def _draw(self, trial: Any) -> Config | ConfigError:
     try:

@@ -46,10 +46,15 @@ class Directories:
     """The directory to train a member in, with what earlier attempts at it have left here."""
     own = self._own(member)
     for earlier in [self.path / member, *self.path.glob(f'{member}.*')]:
-      if not own.exists():
+      # A folder without is what the last writes of a worker made again that had lost its own.
+      if (earlier / 'trial.json').exists() and not (own / 'trial.json').exists():
+        shutil.rmtree(own, ignore_errors=True)
         _rename(earlier, own)
     try:
       own.mkdir(parents=True, exist_ok=True)
+      # Who had it may live on, and hold them; it finds no place to write to.
+      for lock in own.glob('seed-*/.lock'):
+        lock.unlink()
     except OSError as error:
       raise WorkdirError(f'{own} cannot be made: {files.reason(error)}; free some space or give '
                          'permission, then run the same command again.') from error
@@ -58,14 +63,16 @@ class Directories:
 
   def close(self, member: str, outcome: Mapping[str, Any]) -> bool:
     """A member is finished; returns whether it was ours to finish."""
-    own = self._own(member)
-    if not own.exists():
+    own, whole = self._own(member), self.path / member
+    if not (own / 'trial.json').exists():
+      return False
+    files.write_json(own / 'outcome.json', outcome, sealed=True)
+    if not _rename(own, whole):
       return False
     if outcome['ended'] == 'pruned':  # What was given up is not gone on with.
-      for checkpoints in own.glob('seed-*/checkpoints'):
+      for checkpoints in whole.glob('seed-*/checkpoints'):
         shutil.rmtree(checkpoints, ignore_errors=True)
-    files.write_json(own / 'outcome.json', outcome, sealed=True)
-    return _rename(own, self.path / member)
+    return True
 
   def read(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """(outcomes of finished members, params of others), by member, in the order of their names."""
@@ -77,8 +84,12 @@ class Directories:
         finished[member] = outcome
         if path.name != member:  # Of a worker that was slower than another.
           shutil.rmtree(path, ignore_errors=True)
-      elif (path / 'trial.json').exists():
-        unfinished[member] = files.read_json(path / 'trial.json', _TRIAL)['params']
+      else:
+        try:
+          unfinished[member] = files.read_json(path / 'trial.json', _TRIAL)['params']
+        except WorkdirError:
+          if (path / 'trial.json').exists():  # Else another worker takes it just now.
+            raise
     return finished, unfinished
 
   def _own(self, member: str) -> pathlib.Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -142,7 +143,10 @@ class Lanes(Group):
         self._fill(queue, structure)
         if not any(self.lanes):
           return
-        self._end_epoch(self._train_epoch(), queue)
+        # A run may have lacked nothing but its results, when its worker was killed.
+        if not any(lane.progress.finished for lane in self.lanes if lane):
+          self._end_epoch(self._train_epoch())
+        self._put_away(queue)
 
   # Runs come.
 
@@ -175,9 +179,10 @@ class Lanes(Group):
       with attempt.holding(), contextlib.ExitStack() as stack:
         workdir = stack.enter_context(Workdir(
             run.path, run.config, tensorboard.recorder(run.config, run.path)))
+        found = None if is_done(run.path) else self._resumed(workdir)
         attempt.recall(run, workdir.history.read())
-        if not is_done(run.path):
-          states, progress = self._resumed(workdir)
+        if found is not None:
+          states, progress = found
           self.lanes[k], self._configs[k] = Lane(attempt, run, workdir, progress), run.config
           stack.pop_all()
           return states
@@ -199,6 +204,8 @@ class Lanes(Group):
         states = {name: checkpoints.restore(taken, like)[0]['state']
                   for name, taken in (('state', newest), ('best', saved.best_step))}
         progress = saved
+    if states is None:  # A best one of theirs would pass for that of this run.
+      shutil.rmtree(workdir.path / 'checkpoints', ignore_errors=True)
     workdir.history.rewind(progress.epoch, progress.epoch * steps)
     return states, dataclasses.replace(progress, data=self.progress.data)
 
@@ -217,7 +224,7 @@ class Lanes(Group):
     images = self.programs.horizon.steps_per_epoch * self.config.data.batch_size
     return sum(lane is not None for lane in self.lanes) * images / seconds
 
-  def _end_epoch(self, images_per_second: float, queue: Queue) -> None:
+  def _end_epoch(self, images_per_second: float) -> None:
     """Measures; each lane goes on, or has finished, or is given up."""
     measured: dict[str, Any] = {}
     for name, batches in self.equipment.measured.items():
@@ -239,7 +246,6 @@ class Lanes(Group):
         self._leave(k)
         better[k] = False
     self.best = self._choose(better, self.state, self.best)
-    self._put_away(queue)
 
   def _judge(self, lane: Lane, sums: Any, measured: Mapping[str, Any],
              images_per_second: float) -> bool:
