@@ -94,6 +94,7 @@ def test_fields_that_change_together_and_fields_of_one_kind_only():
     (['model.channels=1..3'], [], 'of which there is no range'),
     (['model.kernel=2.5..4'], [], 'model.kernel is a whole number'),
     (['optim=1..2'], [], 'optim is a section; give a choice'),
+    (['model.kernel=2..4:-1'], [], 'needs a step above 0'),
     (['train.seed=1..5'], [], 'train.seed cannot be searched'),
     (['data.train_examples=1..5'], [], 'data.train_examples cannot be searched'),
     ([], ['evaluate.batch_size=1;2'], 'evaluate.batch_size cannot be searched'),
@@ -105,6 +106,30 @@ def test_fields_that_change_together_and_fields_of_one_kind_only():
 def test_what_cannot_be_searched_is_told_before_anything_starts(ranges, choices, says):
   with pytest.raises(ConfigError, match=says):
     space.load(None, ranges, choices).check(config_file.load('cnn'))
+
+
+def test_fields_and_options_beyond_the_combinations_that_are_tried():
+  mlp = config_file.load('mlp')
+  many = {f'set {k}': Choice({'optim.clip_norm': k + 1.0}, {'optim.clip_norm': k + 2.0})
+          for k in range(11)}
+  late = {'optim': Choice('AdamW', 'SGD'), 'optim.momentum': Range(0.5, 0.9)}
+  Space({**late, **many}).check(mlp)
+  with pytest.raises(ConfigError, match=r'optim\.momentum is 1\.5'):
+    Space({**late, **many, 'optim.momentum': Range(0.5, 1.5)}).check(mlp)
+  with pytest.raises(ConfigError, match='choose one of Adam, AdamW, SGD'):
+    Space({**late, **many, 'optim': Choice('AdamW', 'Sgd')}).check(mlp)
+
+
+@pytest.mark.parametrize(('values', 'says'), [
+    ({'optim.b1': {'low': 0.5, 'high': 0.9, 'log': 'false'}}, 'is log or not: true or false'),
+    ({'optim.b1': {'low': 0.5, 'high': 0.9, 'step': 'much'}}, 'needs a step above 0'),
+    ({'optim.b1': {'low': True, 'high': 2}}, 'needs numbers at its ends'),
+    ({'optim.b1': {'low': 0.5}}, 'takes a list of options, or'),
+    ({'train.seed': [{'optim.b1': 0.5}, 3]}, 'train.seed cannot be searched'),
+])
+def test_a_space_of_other_values_than_it_takes(values, says):
+  with pytest.raises(ConfigError, match=says):
+    Space.from_json(values).check(config_file.load('mlp'))
 
 
 @pytest.mark.parametrize('path', sorted(

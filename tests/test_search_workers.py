@@ -19,7 +19,7 @@ import pytest
 from fmnist_jax import command as command_lib
 from fmnist_jax import config_file
 from fmnist_jax.errors import ConfigError, WorkdirError
-from fmnist_jax.search import Range, Space, board
+from fmnist_jax.search import Choice, Range, Space, board
 from fmnist_jax.search import __main__ as search_main
 from fmnist_jax.search.directories import Directories
 from fmnist_jax.search.storage import Address
@@ -50,12 +50,12 @@ class Clock:
 @pytest.fixture(name='worker')
 def _worker(tmp_path):
   opened = []
-  def make(trials=3, storage=tmp_path / 'journal', lease=10.0):
+  def make(trials=3, storage=tmp_path / 'journal', lease=10.0, sampler='random', space=RATES):
     address = Address(str(storage))
     opened.append(address)
     study = optuna.create_study(study_name='study', storage=address.open(), load_if_exists=True,
-                                direction='maximize', sampler=optuna.samplers.RandomSampler())
-    return board.Board(study, address.shown, address.tame, RATES, config_file.load('mlp'), trials,
+                                direction='maximize', sampler=board.sampler_of(sampler))
+    return board.Board(study, address.shown, address.tame, space, config_file.load('mlp'), trials,
                        lease)
   yield make
   for address in opened:
@@ -147,6 +147,27 @@ def test_who_loses_its_lease_while_it_asks_asks_again(worker, monkeypatch):
   monkeypatch.setattr(Space, 'draw', suspended)
   task = slow.ask()
   assert task.trial.number > lost[0] and slow.holds(task)
+
+
+def test_a_grid_is_tried_once_by_all_together(worker, monkeypatch):
+  space = Space({'optim': Choice('AdamW', 'SGD'), 'optim.momentum': Choice(0.5, 0.9),
+                 'model.dropout': Choice(0.1, 0.2)})
+  grid = space.grid(config_file.load('mlp'), 9)
+  assert len(grid) == 6
+  dead, *living = (worker(len(grid), sampler='grid', space=space) for _ in range(3))
+  for one in living:  # As they start, before either has seen the other.
+    for member, params in grid.items():
+      one._enqueue(member, params)
+  dead.ask()
+  dead._study.ask()  # And it was killed before it had drawn.
+  for now in (0, 11):
+    at(monkeypatch, now, living[0].look)
+  while tasks := [task for one in living if (task := one.ask())]:
+    for one, task in zip(living, tasks):
+      one.tell(task, outcome(task))
+  done = living[0].outcomes()
+  assert living[0].finished() and len(done) == 6
+  assert sorted(str(one['params']) for one in done.values()) == sorted(map(str, grid.values()))
 
 
 def test_no_more_are_drawn_than_asked_for(worker):

@@ -39,7 +39,8 @@ from fmnist_jax.search.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler', 'grid': 'BruteForceSampler',
+SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler',
+            'grid': 'RandomSampler',  # Which draws nothing: all there is waits from the beginning.
             'qmc': 'QMCSampler', 'gp': 'GPSampler', 'cmaes': 'CmaEsSampler',
             'nsgaii': 'NSGAIISampler'}
 PRUNERS = ('median', 'halving', 'hyperband', 'none')
@@ -136,12 +137,18 @@ class Board:
 
   @contextlib.contextmanager
   def _guarded(self) -> Iterator[None]:
-    """One thread at a time; what Optuna and the database raise becomes a sentence."""
+    """One thread at a time; what Optuna and the database raise becomes a sentence.
+
+    An attempt that has ended, and so refuses what is done with it, has been ended by another
+    worker: `Lost`.
+    """
     with self._lock:
       if self._error:
         raise self._error
       try:
         yield
+      except UpdateFinishedTrialError:
+        raise Lost from None
       except (StorageInternalError, SQLAlchemyError, KeyError, OSError, ValueError) as error:
         raise WorkdirError(
             f'The storage {self._shown} failed ({type(error).__name__}: {self._tame(error)}); run '
@@ -169,9 +176,10 @@ class Board:
           return None
         trial = self._study.ask()
         self._mine.add(trial.number)
-        with contextlib.suppress(Lost), _held():
+        try:
           return self._leased(trial)
-        self._fail(trial)
+        except (Lost, UpdateFinishedTrialError):
+          self._fail(trial)
 
   def _leased(self, trial: optuna.Trial) -> Task:
     """The task of an attempt; raises `Lost` where another worker was first with its member."""
@@ -204,7 +212,7 @@ class Board:
     Raises:
       Lost: when it is not.
     """
-    with self._guarded(), _held():
+    with self._guarded():
       known = self._storage.get_trial(task.trial._trial_id)
       if known.state != TrialState.RUNNING:
         raise Lost
@@ -225,13 +233,12 @@ class Board:
     Raises:
       Lost: when the attempt is not ours any more.
     """
-    with self._guarded(), _held():
-      frozen = self._storage.get_trial(task.trial._trial_id)
-      state, values = _ended(outcome, frozen.intermediate_values)
+    with self._guarded():
       task.trial.set_user_attr('outcome', dict(outcome))
-      with contextlib.suppress(RuntimeError):  # A sampler says that its grid is exhausted.
-        self._study.sampler.after_trial(self._study, frozen, state, values)
-      self._storage.set_trial_state_values(task.trial._trial_id, state, values)
+      state = _state(outcome)
+      told = self._study.tell(task.trial, outcome['accuracy'], state, skip_if_finished=True)
+      if told.state != state:
+        raise Lost
       self._mine.discard(task.trial.number)
 
   def rungs(self, task: Task) -> dict[str, float]:
@@ -304,9 +311,11 @@ class Board:
           self._draw(drawn)
           curves = outcome['validation_accuracy'][:1]
           reported = {epoch: value for curve in curves for epoch, value in enumerate(curve, 1)}
-          state, values = _ended(outcome, reported)
+          state, value = _state(outcome), outcome['accuracy']
+          if value is None and reported:  # As Optuna does of a trial that is given up.
+            value = reported[max(reported)]
           self._study.add_trial(optuna.trial.create_trial(
-              state=state, values=values, params=outcome['params'], intermediate_values=reported,
+              state=state, value=value, params=outcome['params'], intermediate_values=reported,
               distributions=drawn.distributions, system_attrs=outcome['rungs'],
               user_attrs={'member': member, 'outcome': dict(outcome)}))
       for member, params in unfinished.items():
@@ -341,15 +350,6 @@ class Board:
       return found if any(found.values()) else {}
 
 
-@contextlib.contextmanager
-def _held() -> Iterator[None]:
-  """What an attempt that has ended refuses means that another worker has ended it."""
-  try:
-    yield
-  except UpdateFinishedTrialError:
-    raise Lost from None
-
-
 def _member(trial: FrozenTrial) -> str | None:
   return trial.user_attrs.get('member')
 
@@ -376,9 +376,5 @@ def _finished(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
                        if one.state in (TrialState.COMPLETE, TrialState.PRUNED)])}
 
 
-def _ended(outcome: Mapping[str, Any],
-           reported: Mapping[int, float]) -> tuple[TrialState, list[float] | None]:
-  """Optuna's state and value for an outcome; a trial given up has its last accuracy, as usual."""
-  if outcome['ended'] == 'finished':
-    return TrialState.COMPLETE, [outcome['accuracy']]
-  return TrialState.PRUNED, [reported[max(reported)]] if reported else None
+def _state(outcome: Mapping[str, Any]) -> TrialState:
+  return TrialState.PRUNED if outcome['accuracy'] is None else TrialState.COMPLETE

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from fmnist_jax.search.attempts import Desk
 from fmnist_jax.search.bench import Bench
 from fmnist_jax.search.board import PRUNERS, SAMPLERS, Board, pruner_of, sampler_of
 from fmnist_jax.search.directories import Directories
-from fmnist_jax.search.space import Range, Space
+from fmnist_jax.search.space import Space
 from fmnist_jax.search.storage import Address
 from fmnist_jax.storage import files
 
@@ -100,7 +99,8 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
     raise ConfigError('A search compares trials by validation data, but data.validation_examples '
                       'is 0.')
   space.check(config)
-  how = _grid(config, space, how)
+  grid = space.grid(config, how.trials) if how.sampler == 'grid' else {}
+  how = dataclasses.replace(how, trials=len(grid) or how.trials)
   sampler = sampler_of(how.sampler)
   if storage:
     Address(storage)  # Raises before data are read.
@@ -125,6 +125,7 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
     places = Directories(directory / 'trials', board.worker)
     with locked(directory / '.restoring'):  # Workers that share the directory, one at a time.
       lacking = board.restore(*places.read())
+      board.restore({}, grid)
     if lacking:
       console.say(f'{address.shown} lacked {lacking} trials that the directories have.')
     if not board.finished():
@@ -158,18 +159,6 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
 def drawn(config: Config, space: Space, outcome: Mapping[str, Any]) -> Config:
   """The config of a trial."""
   return space.draw(config, optuna.trial.FixedTrial(outcome['params']))
-
-
-def _grid(config: Config, space: Space, how: How) -> How:
-  """With the sampler 'grid' there are no more trials than combinations."""
-  if how.sampler != 'grid':
-    return how
-  ranges = [name for name, domain in space.domains.items() if isinstance(domain, Range)]
-  if ranges:
-    raise ConfigError(f'--sampler=grid tries every combination of choices, but {ranges[0]} is a '
-                      'range; list its values with --choice.')
-  size = sum(1 for _ in itertools.islice(space.combinations(config), how.trials))
-  return dataclasses.replace(how, trials=size)
 
 
 def _settle(directory: pathlib.Path, config: Config, plan: Mapping[str, Any]) -> None:

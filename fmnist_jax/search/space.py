@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,7 +49,10 @@ class Range:
       raise ConfigError(f'The range {self} is empty; give the smaller number first.')
     if self.log and self.low <= 0:
       raise ConfigError(f'The range {self} has no logarithm at its low end; begin above 0.')
-    if self.step is not None and (self.log or not self.step > 0):
+    if type(self.log) is not bool:
+      raise ConfigError(f'A range is log or not: true or false, but not {self.log!r}.')
+    if self.step is not None and (
+        self.log or type(self.step) not in (int, float) or not self.step > 0):
       raise ConfigError(f'The range {self} needs a step above 0, and cannot be log with one.')
 
   def __str__(self) -> str:
@@ -77,6 +81,10 @@ class Range:
   def put(self, config: Config, name: str, value: Any) -> Config:
     """A copy of a config with a value of the range."""
     return config_lib.replace(config, {name: value})
+
+  def fields(self, name: str) -> set[str]:
+    """The field that it sets: of that name."""
+    return {name}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -114,16 +122,17 @@ class Choice:
 
   def put(self, config: Config, name: str, value: Any) -> Config:
     """A copy of a config with the option of this text."""
-    option = self.texts[value]
-    for field, wanted in option.items() if isinstance(option, Mapping) else [(name, option)]:
+    for field, wanted in _overrides(name, self.texts[value]).items():
       config = settings.override(config, f'{field}={_text(wanted)}')
     return config
 
-  @property
-  def fields(self) -> set[str] | None:
-    """The fields that are set together; None for a choice of one field."""
-    several = [set(option) for option in self.options if isinstance(option, Mapping)]
-    return set().union(*several) if several else None
+  def fields(self, name: str) -> set[str]:
+    """The fields that it sets: of that name, or several together."""
+    return set().union(*(_overrides(name, option) for option in self.options))
+
+
+def _overrides(name: str, option: Any) -> Mapping[str, Any]:
+  return option if isinstance(option, Mapping) else {name: option}
 
 
 def _number(name: str, text: str) -> float | int:
@@ -207,22 +216,43 @@ class Space:
     if not self.domains:
       raise ConfigError('There is nothing to search; give --space=FILE, or --range and --choice.')
     for name, domain in self.domains.items():
-      for field in (isinstance(domain, Choice) and domain.fields) or (name,):
+      for field in domain.fields(name):
         if field in _FIXED or not any(field == part or field.startswith(f'{part}.')
                                       for part in _SEARCHED):
           raise ConfigError(f'{field} cannot be searched: all trials share it. What can be: model, '
                             'loss, optim, train (but for its seed, what chooses the best epoch and '
                             'the machine), data.batch_size and data.augment.')
+    few = list(itertools.islice(self.combinations(config), MOST_CHECKED + 1))
+    rng = random.Random(0)
     seen: set[str] = set()
-    for combination in itertools.islice(self.combinations(config), MOST_CHECKED):
-      lowest = _Chosen(combination)
+    for number in range(min(len(few), MOST_CHECKED)):
+      # Of more than can be tried, some at random, which have every option sooner or later.
+      lowest = _Lowest(few[number] if len(few) <= MOST_CHECKED else rng)
       checked = config_lib.validate(self.draw(config, lowest))
-      for name in lowest.ranges - seen:  # Its low end was just looked at.
+      for name in lowest.high.keys() - seen:  # Its low end was just looked at.
         config_lib.validate(self.domains[name].put(checked, name, lowest.high[name]))
-      seen |= lowest.ranges | combination.keys()
+      seen |= lowest.drawn
     for name in self.domains.keys() - seen:
       known = [field for field, _, _ in config_lib.leaves(config)]
       raise ConfigError(settings.unknown(name, known))
+
+  def grid(self, config: Config, most: int) -> dict[str, dict[str, str]]:
+    """Every combination of choices, or so many of them, in an order that is always the same.
+
+    Returns:
+      What they draw, by the names of the trials that they are.
+
+    Raises:
+      ConfigError: for a space with ranges.
+    """
+    ranges = [name for name, domain in self.domains.items() if isinstance(domain, Range)]
+    if ranges:
+      raise ConfigError(f'--sampler=grid tries every combination of choices, but {ranges[0]} is a '
+                        'range; list its values with --choice.')
+    found = list(itertools.islice(self.combinations(config), max(most, MOST_CHECKED)))
+    random.Random(0).shuffle(found)
+    return {f'{number:04d}-{files.digest(params)[:4]}': params
+            for number, params in enumerate(found[:most])}
 
   def combinations(self, config: Config) -> Iterator[dict[str, str]]:
     """Every combination of choices, by name."""
@@ -240,21 +270,23 @@ class Space:
     yield from walk(config, list(self.domains), {})
 
 
-class _Chosen:
-  """A trial with these choices, and ranges at their low ends."""
+class _Lowest:
+  """A trial with these choices, or random ones, and ranges at their low ends."""
 
-  def __init__(self, choices: Mapping[str, str]):
+  def __init__(self, choices: Mapping[str, str] | random.Random):
     self._choices = choices
-    self.ranges: set[str] = set()
-    self.high: dict[str, Any] = {}
+    self.drawn: set[str] = set()
+    self.high: dict[str, Any] = {}  # Ends of the ranges.
 
-  def suggest_categorical(self, name: str, _: Sequence[str]) -> str:
+  def suggest_categorical(self, name: str, texts: Sequence[str]) -> str:
     """See Optuna."""
-    return self._choices[name]
+    self.drawn.add(name)
+    choices = self._choices
+    return choices.choice(texts) if isinstance(choices, random.Random) else choices[name]
 
   def suggest_float(self, name: str, low: Any, high: Any, **_: Any) -> Any:
     """See Optuna."""
-    self.ranges.add(name)
+    self.drawn.add(name)
     self.high[name] = high
     return low
 
@@ -263,7 +295,7 @@ class _Chosen:
 
 def _fits(config: Config, name: str, domain: Range | Choice) -> bool:
   """Whether a config has the field of a domain; raises ConfigError for a range of no number."""
-  if isinstance(domain, Choice) and domain.fields is not None:
+  if isinstance(domain, Choice) and domain.fields(name) != {name}:
     return True
   try:
     config_lib.replace(config, {name: None})
