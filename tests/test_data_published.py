@@ -5,6 +5,8 @@ import gzip
 import hashlib
 import io
 import pathlib
+import pickle
+import shutil
 import tarfile
 import zipfile
 
@@ -96,6 +98,41 @@ def test_cifar10(monkeypatch, tmp_path):
       prepared.published('cifar10', None).test.arrays()[0], images[:10])
 
 
+def batch(images, labels, name='labels'):
+  """As Python 2 pickled it."""
+  rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+  content = pickle.dumps({'data': rows, name: labels.tolist()}, protocol=2)
+  return content.replace(b'numpy._core.multiarray', b'numpy.core.multiarray')
+
+
+def test_what_keras_and_torchvision_downloaded_is_found(monkeypatch, tmp_path):
+  images, labels = pictures(60, 0), np.arange(60) % 10
+  folder = publish_cifar10(monkeypatch, tmp_path / 'mine', images, labels)
+  expected = load('cifar10', folder)
+  (folder / 'cifar-10-binary.tar.gz').unlink()
+  parts = {f'cifar-10-batches-py/data_batch_{i + 1}': batch(images[12 * i:12 * i + 12],
+                                                           labels[12 * i:12 * i + 12])
+           for i in range(5)}
+  content = tar(parts | {'cifar-10-batches-py/test_batch': batch(images[:10], labels[:10])})
+  monkeypatch.setitem(sources.ORIGINALS, 'cifar10', dataclasses.replace(
+      sources.ORIGINALS['cifar10'], python_bytes=len(content),
+      python_sha256=hashlib.sha256(content).hexdigest()))
+  (folder / 'cifar-10-python.tar.gz').write_bytes(content)
+  keras = tmp_path / 'keras' / 'datasets'
+  keras.mkdir(parents=True)
+  (keras / 'cifar-10-batches-py-target_archive').write_bytes(content)
+  monkeypatch.setenv('KERAS_HOME', str(tmp_path / 'keras'))
+  for place in (folder, ''):
+    shutil.rmtree(sources.tfds_folder())
+    found = load('cifar10', place)
+    assert found.sha256 == expected.sha256
+    np.testing.assert_array_equal(found.train.arrays()[0], images)
+    np.testing.assert_array_equal(found.train.labels, labels)
+  (folder / 'cifar-10-python.tar.gz').write_bytes(content[:-1])
+  with pytest.raises(DataError, match=r'cifar-10-python.tar.gz is not the published CIFAR-10'):
+    load('cifar10', folder)
+
+
 def test_cifar100_is_of_fine_labels(monkeypatch, tmp_path):
   images, fine = pictures(100, 1), np.arange(100)
   folder = publish(monkeypatch, tmp_path / 'mine', 'cifar100', [tar({
@@ -106,6 +143,11 @@ def test_cifar100_is_of_fine_labels(monkeypatch, tmp_path):
   np.testing.assert_array_equal(dataset.train.arrays()[0], images)
   assert list(dataset.class_names) == sorted(dataset.class_names)
   assert dataset.class_names[::33] == ('apple', 'forest', 'raccoon', 'worm')
+  (folder / 'python').write_bytes(tar({
+      'cifar-100-python/train': batch(images, fine, 'fine_labels')}))
+  for found, known in zip(
+      sources.ORIGINALS['cifar100'].arrays((str(folder / 'python'),), 'train'), (images, fine)):
+    np.testing.assert_array_equal(found, known)
 
 
 @pytest.mark.parametrize(('part', 'first', 'classes'), [('letters', 1, 26), ('balanced', 0, 47)])

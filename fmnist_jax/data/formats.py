@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import os
+import pickle
 import tarfile
 import zipfile
 from collections.abc import Collection
@@ -76,8 +77,12 @@ class Original(abc.ABC):
     """Raises DataError unless a file is file `i`; `others` are sets that it may be taken for."""
     del others
     digest = file_sha256(path)
-    if digest != self.packed_sha256[i]:
+    if digest not in self.published(i).values():
       raise self._wrong(path, digest, self.packed_sha256[i])
+
+  def published(self, i: int) -> dict[int, str]:
+    """Size -> SHA-256 of the files, as published, that file `i` may be."""
+    return {self.packed_bytes[i]: self.packed_sha256[i]}
 
   def _wrong(self, path: str, found: str, right: str) -> DataError:
     return DataError(f'{path} is not the published {self.title} file (SHA-256 {found[:16]}... in '
@@ -120,27 +125,50 @@ class IdxFiles(Original):
 class Cifar(Original):
   """An archive of records: labels, of which the last counts, then red, green and blue planes.
 
+  The version for Python, which Keras and torchvision download, will do as well.
+
   Attributes:
     members: names of files inside, for each split.
     label_bytes: of a record.
+    python_bytes: size of the archive for Python.
+    python_sha256: of it.
   """
   image_shape: tuple[int, int, int] = (32, 32, 3)
   mirrored_alike: bool = True
   members: tuple[tuple[str, ...], tuple[str, ...]]
   label_bytes: int
+  python_bytes: int
+  python_sha256: str
+
+  def find(self, folder: str | os.PathLike, i: int) -> str | None:
+    """See `Original`; either version."""
+    place = os.path.join(folder, self.files[i].replace('binary', 'python'))
+    return super().find(folder, i) or (place if os.path.isfile(place) else None)
+
+  def published(self, i: int) -> dict[int, str]:
+    """See `Original`."""
+    return super().published(i) | {self.python_bytes: self.python_sha256}
 
   def arrays(self, paths: tuple[str, ...], split: str) -> tuple[np.ndarray, np.ndarray]:
     """See `Original`."""
     height, width, channels = self.image_shape
-    found = []
+    names = self.members[split == 'test']
     with tarfile.open(paths[0], 'r:gz') as archive:
-      for name in self.members[split == 'test']:
-        content = archive.extractfile(name)
-        found.append(np.frombuffer(content.read() if content else b'', np.uint8))
-    records = np.concatenate(found).reshape(-1, self.label_bytes + height * width * channels)
-    planes = records[:, self.label_bytes:].reshape(-1, channels, height, width)
-    return (np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
-            records[:, self.label_bytes - 1].astype(np.int32))
+      if names[0] in archive.getnames():
+        content = b''.join(_member(archive, name) for name in names)
+        records = np.frombuffer(content, np.uint8).reshape(
+            -1, self.label_bytes + height * width * channels)
+        pixels, labels = records[:, self.label_bytes:], records[:, self.label_bytes - 1]
+      else:
+        inside = [name.removesuffix('.bin').replace('batches-bin', 'batches-py').replace(
+            'binary', 'python') for name in names]
+        # Genuine by its SHA-256, or unpickling it would run whatever it says. Of Python 2.
+        batches = [pickle.loads(_member(archive, name), encoding='latin1') for name in inside]
+        kind = 'labels' if self.label_bytes == 1 else 'fine_labels'
+        pixels = np.concatenate([batch['data'] for batch in batches])
+        labels = np.concatenate([batch[kind] for batch in batches])
+    planes = pixels.reshape(-1, channels, height, width)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +193,11 @@ class Emnist(Original):
     images, labels = found
     return (np.ascontiguousarray(images.transpose(0, 2, 1))[..., None],
             labels.astype(np.int32) - self.first_label)
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+  content = archive.extractfile(name)
+  return content.read() if content else b''
 
 
 def file_sha256(path: str | os.PathLike) -> str:

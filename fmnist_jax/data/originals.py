@@ -91,7 +91,9 @@ ORIGINALS: dict[str, Original] = {
         mirrors=('https://www.cs.toronto.edu/~kriz/',),
         members=(tuple(f'cifar-10-batches-bin/data_batch_{i}.bin' for i in range(1, 6)),
                  ('cifar-10-batches-bin/test_batch.bin',)),
-        label_bytes=1),
+        label_bytes=1,
+        python_bytes=170498071,
+        python_sha256='6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'),
     'cifar100': Cifar(
         title='CIFAR-100',
         folder='cifar100',
@@ -117,7 +119,9 @@ ORIGINALS: dict[str, Original] = {
         packed_bytes=(168513733,),
         mirrors=('https://www.cs.toronto.edu/~kriz/',),
         members=(('cifar-100-binary/train.bin',), ('cifar-100-binary/test.bin',)),
-        label_bytes=2),
+        label_bytes=2,
+        python_bytes=169001437,
+        python_sha256='85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7'),
     'emnist_letters': _emnist('letters', string.ascii_uppercase, first_label=1),
     'emnist_balanced': _emnist(
         'balanced', f'{string.digits}{string.ascii_uppercase}abdefghnqrt', first_label=0),

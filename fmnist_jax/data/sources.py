@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from absl import logging
 
@@ -76,12 +76,11 @@ def cached(name: str) -> tuple[Files | None, list[str]]:
     except DataError as error:
       logging.warning('Passing over a cache: %s', error)
       looked[-1] += ' (unusable)'
-  downloads = tfds_folder() / 'downloads'
-  looked.append(str(downloads))
-  paths = [_by_content(downloads, original.packed_bytes[i], original.packed_sha256[i])
-           for i in range(len(original.files))]
-  if all(paths):
-    return Files(original, tuple(str(path) for path in paths)), looked
+  for folder in (tfds_folder() / 'downloads', _keras(), *_torchvision()):
+    looked.append(str(folder))
+    paths = [_by_content(folder, original.published(i)) for i in range(len(original.files))]
+    if all(paths):
+      return Files(original, tuple(str(path) for path in paths)), looked
   return None, looked
 
 
@@ -126,20 +125,31 @@ def download_folder(original: Original) -> pathlib.Path:
 
 def _caches(original: Original) -> Iterator[pathlib.Path]:
   yield download_folder(original)
-  keras = os.path.expanduser(os.environ.get('KERAS_HOME') or '~/.keras')
-  yield pathlib.Path(keras, 'datasets', original.folder)
-  for root in ('data', '.', '~/data', '~/.cache/torchvision', '~/.torch'):
-    yield pathlib.Path(os.path.expanduser(root), original.torchvision_folder, 'raw')
+  yield _keras() / original.folder
+  for root in (*_torchvision(), pathlib.Path()):
+    yield root / original.torchvision_folder / 'raw'
 
 
-def _by_content(folder: pathlib.Path, size: int, sha256: str) -> pathlib.Path | None:
-  """A file of this size and hash in TFDS's downloads, whose names are TFDS's own affair."""
+def _keras() -> pathlib.Path:
+  home = os.path.expanduser(os.environ.get('KERAS_HOME') or '~/.keras')
+  return pathlib.Path(home, 'datasets')
+
+
+def _torchvision() -> list[pathlib.Path]:
+  """Folders that people name as torchvision's root."""
+  return [pathlib.Path(os.path.expanduser(root))
+          for root in ('data', '~/data', '~/.cache/torchvision', '~/.torch')]
+
+
+def _by_content(folder: pathlib.Path, published: Mapping[int, str]) -> pathlib.Path | None:
+  """A file of one of these sizes and its hash, in a folder whose names are others' own affair."""
   try:
     places = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
     for place in places:
       for entry in place.iterdir():
-        if (entry.is_file() and entry.stat().st_size == size
-            and originals.file_sha256(entry) == sha256):
+        size = entry.stat().st_size
+        if (entry.is_file() and size in published
+            and originals.file_sha256(entry) == published[size]):
           return entry
   except OSError as error:
     if folder.exists():
