@@ -79,7 +79,8 @@ def train_and_evaluate(config: config_lib.Config, directory: str | pathlib.Path,
     config, directory, dataset, mesh = _prepare_alike(config, pathlib.Path(directory), dataset)
     checkpoints = Checkpoints(directory / 'checkpoints')
     # Read before anything is written; what a run began from is in its own checkpoints.
-    source = transfer.find(config, dataset, begun=bool(checkpoints.steps()))
+    source = processes.together(
+        lambda: transfer.find(config, dataset, begun=bool(checkpoints.steps())))
     workdir = stack.enter_context(Workdir(
         directory, config, tensorboard.recorder(config, directory, on_record)))
     checkpoints.clean()

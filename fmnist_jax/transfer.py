@@ -13,15 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmnist_jax import config as config_lib
-from fmnist_jax import data, models, processes
+from fmnist_jax import data, models
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.freezing import name_of
-from fmnist_jax.storage import readback
-from fmnist_jax.storage.checkpoint import Checkpoints
+from fmnist_jax.storage import readback, workdir
+from fmnist_jax.storage.checkpoint import Checkpoints, Shapes
 from fmnist_jax.trained_model import choose
-
-# Type and shape of every variable of a model, by name: 'params/Conv_0/kernel'.
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Source:
 
   Attributes:
     described: what is recorded of them: `readback.SOURCE`.
-    arrays: by the name of the variable; in process 0 only.
+    arrays: by the name of the variable.
   """
   described: dict[str, Any]
   arrays: Mapping[str, np.ndarray]
@@ -40,11 +37,9 @@ class Source:
 
     Where they have a leading axis of members, each member gets the same.
     """
-    def merged() -> Any:
-      return jax.tree.map_with_path(
-          lambda path, own: np.broadcast_to(self.arrays.get(name_of(path), own), own.shape),
-          variables)
-    return processes.arrays_of_primary(merged, variables)
+    return jax.tree.map_with_path(
+        lambda path, own: np.broadcast_to(self.arrays.get(name_of(path), own), own.shape),
+        variables)
 
   def told(self) -> str:
     """What was taken and what was not, in a sentence."""
@@ -54,7 +49,9 @@ class Source:
 
 
 def find(config: config_lib.Config, dataset: data.Dataset, begun: bool) -> Source | None:
-  """What `train.init_from` names, verified and read in process 0; None where it is not needed.
+  """What `train.init_from` names, verified; None where it is not needed.
+
+  The config of the other run is not read: its model may be of any kind, known here or not.
 
   Args:
     config: of the run that is to start.
@@ -66,23 +63,9 @@ def find(config: config_lib.Config, dataset: data.Dataset, begun: bool) -> Sourc
   """
   if not config.train.init_from or begun:
     return None
-  arrays: dict[str, np.ndarray] = {}
-  def read() -> dict[str, Any]:
-    described, found = _read(config, dataset)
-    arrays.update(found)
-    return described
-  return Source(processes.of_primary(read), arrays)
-
-
-def _read(config: config_lib.Config,
-          dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """`Source.described` and `Source.arrays`.
-
-  The config of the other run is not read: its model may be of any kind, known here or not.
-  """
   named = config.train.init_from
   directory = pathlib.Path(named).expanduser()
-  if (directory / 'plan.json').exists():
+  if workdir.holds_population(directory):
     raise CheckpointError(f'train.init_from is {named}, a population; name one of its members: '
                           f'{directory / "members"}/...')
   checkpoints = Checkpoints(directory / 'checkpoints', readback.PROGRESS)
@@ -93,20 +76,13 @@ def _read(config: config_lib.Config,
   before = checkpoints.progress(best)['data']['class_names']
   here = _shapes(config.model, dataset.image_shape, dataset.num_classes)
   head = set() if before == list(dataset.class_names) else _head(config.model, dataset, here)
-  stored: dict[str, str] = {}
-  taken: list[str] = []
-
-  def fitting(there: Shapes) -> Collection[str]:
-    stored.update(_evaluated(there))
-    fits = {name: name in stored and there[stored[name]] == here[name] and _layer(name) not in head
-            for name in here}
-    layers = {layer: all(fits[name] for name in here if _layer(name) == layer)
-              for layer in map(_layer, here)}
-    taken.extend(layer for layer, whole in layers.items() if whole)
-    return [stored[name] for name in here if layers[_layer(name)]]
-
-  arrays, sha256 = checkpoints.select(best, fitting)
+  there, sha256 = checkpoints.describe(best)
+  stored = _evaluated(there)
+  fits = {name: name in stored and there[stored[name]] == here[name] and _layer(name) not in head
+          for name in here}
   layers = dict.fromkeys(map(_layer, here))
+  taken = [layer for layer in layers
+           if all(fits[name] for name in here if _layer(name) == layer)]
   if not taken:
     raise CheckpointError(
         f'Nothing of the run in {named} fits this model by name and shape: it has '
@@ -114,7 +90,9 @@ def _read(config: config_lib.Config,
   left = [layer for layer in dict.fromkeys(map(_layer, stored)) if layer not in taken]
   described = {'workdir': os.fspath(named), 'step': best, 'sha256': sha256, 'taken': taken,
                'fresh': [layer for layer in layers if layer not in taken], 'left': left}
-  return described, {name: arrays[other] for name, other in stored.items() if other in arrays}
+  names = {name: stored[name] for name in here if _layer(name) in taken}
+  arrays = checkpoints.arrays(best, {name: there[name] for name in names.values()})
+  return Source(described, {name: arrays[other] for name, other in names.items()})
 
 
 def _evaluated(there: Collection[str]) -> dict[str, str]:
@@ -133,6 +111,7 @@ def _evaluated(there: Collection[str]) -> dict[str, str]:
 
 
 def _shapes(model: Any, image_shape: tuple[int, int, int], num_classes: int) -> Shapes:
+  """Of every variable of a model, by name: 'params/Conv_0/kernel'."""
   module = models.build(model, num_classes, models.Compute())
   variables = jax.eval_shape(
       lambda images: module.init(jax.random.key(0), images, train=False),

@@ -28,7 +28,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -148,33 +148,47 @@ class Checkpoints:
     state = processes.arrays_of_primary(read, like)
     return state, processes.of_primary(lambda: progress[0])
 
-  def select(self, step: int, choose: Callable[[Shapes], Collection[str]]
-             ) -> tuple[dict[str, np.ndarray], str]:
-    """Some arrays of a checkpoint, verified, whatever model it is of; in process 0.
-
-    Args:
-      step: which.
-      choose: the names of those wanted, of the types and shapes of all; the others are not read.
+  def describe(self, step: int) -> tuple[Shapes, str]:
+    """What is in a checkpoint, whatever model it is of.
 
     Returns:
-      The arrays by name, and the SHA-256 of the checkpoint's manifest.
+      Type and shape of every array by name, and the SHA-256 of the checkpoint's manifest.
 
     Raises:
       CheckpointError: as `restore` does.
     """
-    directory, contents = self._verified(step)
-    return _read_arrays(directory, contents, choose), files.digest(contents)
+    def read() -> tuple[Shapes, str]:
+      directory, contents = self._verified(step)
+      with _of_libraries(directory, contents):
+        return _shapes(_stored_arrays(directory)), files.digest(contents)
+    shapes, sha256 = processes.of_primary(read)
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in shapes.items()}, sha256
+
+  def arrays(self, step: int, wanted: Shapes) -> dict[str, np.ndarray]:
+    """Some arrays of a checkpoint, verified, by name; the others are not read.
+
+    Args:
+      step: which.
+      wanted: of `describe`.
+
+    Raises:
+      CheckpointError: as `restore` does.
+    """
+    def read() -> dict[str, np.ndarray]:
+      directory, contents = self._verified(step)
+      with _of_libraries(directory, contents):
+        return _read_arrays(directory, _stored_arrays(directory), wanted)
+    return processes.arrays_of_primary(read, {
+        name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape) in wanted.items()})
 
   def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     directory, contents = self._verified(step)
     wanted, structure = _named(like)
-    by_name = {name: (np.dtype(leaf.dtype).name, tuple(leaf.shape)) for name, leaf in wanted}
-
-    def choose(found: Shapes) -> Collection[str]:
-      _compare(directory, by_name, found)
-      return found
-
-    arrays = _read_arrays(directory, contents, choose)
+    with _of_libraries(directory, contents):
+      # Shapes first: what does not fit is not read, however large it claims to be.
+      stored = _stored_arrays(directory)
+      _compare(directory, _shapes(dict(wanted)), _shapes(stored))
+      arrays = _read_arrays(directory, stored, stored)
     leaves = [np.asarray(arrays[name]) if _stored(leaf) else np.zeros(leaf.shape, leaf.dtype)
               for name, leaf in wanted]
     return jax.tree.unflatten(structure, leaves), self._read_progress(directory)
@@ -484,27 +498,37 @@ def _read_back(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
       raise OSError(0, f'what was read back of {name} is not what was written')
 
 
-def _read_arrays(directory: pathlib.Path, contents: Mapping[str, Any],
-                 choose: Callable[[Shapes], Collection[str]]) -> dict[str, np.ndarray]:
-  """Those of a verified checkpoint's arrays that `choose` names; see `Checkpoints.select`."""
+def _stored_arrays(directory: pathlib.Path) -> dict[str, Any]:
+  """What Orbax knows of the arrays of a verified checkpoint, by name; they are not read."""
+  if (directory / 'state' / '_METADATA').stat().st_size > readback.LARGEST_JSON:
+    raise CheckpointError(f'The checkpoint {directory} is damaged: its list of arrays is larger '
+                          f'than {readback.LARGEST_JSON:,} bytes.')
+  return _handler()[0].metadata(directory / 'state').tree
+
+
+def _shapes(arrays: Mapping[str, Any]) -> Shapes:
+  return {name: (np.dtype(array.dtype).name, tuple(array.shape)) for name, array in arrays.items()}
+
+
+def _read_arrays(directory: pathlib.Path, stored: Mapping[str, Any],
+                 wanted: Collection[str]) -> dict[str, np.ndarray]:
+  """Reads those of the `_stored_arrays` that are wanted."""
   import orbax.checkpoint as ocp
+  for name in wanted:
+    array = stored[name]
+    chunk = array.storage.chunk_shape if array.storage else None
+    if chunk and math.prod(chunk) > math.prod(array.shape):
+      raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
+                            'in pieces that are larger than itself.')
+  return _handler()[0].restore(directory / 'state', args=ocp.args.PyTreeRestore(
+      item=dict.fromkeys(wanted, 0), partial_restore=True)) if wanted else {}
+
+
+@contextlib.contextmanager
+def _of_libraries(directory: pathlib.Path, contents: Mapping[str, Any]) -> Iterator[None]:
+  """What fails inside, in a checkpoint that is intact, does so for the libraries installed."""
   try:
-    handler, _ = _handler()
-    # Shapes first: what does not fit is not read, however large it claims to be.
-    if (directory / 'state' / '_METADATA').stat().st_size > readback.LARGEST_JSON:
-      raise CheckpointError(f'The checkpoint {directory} is damaged: its list of arrays is larger '
-                            f'than {readback.LARGEST_JSON:,} bytes.')
-    stored = handler.metadata(directory / 'state').tree
-    wanted = choose({name: (np.dtype(array.dtype).name, tuple(array.shape))
-                     for name, array in stored.items()})
-    for name in wanted:
-      array = stored[name]
-      chunk = array.storage.chunk_shape if array.storage else None
-      if chunk and math.prod(chunk) > math.prod(array.shape):
-        raise CheckpointError(f'The checkpoint {directory} is damaged: its {name} claims to lie '
-                              'in pieces that are larger than itself.')
-    return handler.restore(directory / 'state', args=ocp.args.PyTreeRestore(
-        item=dict.fromkeys(wanted, 0), partial_restore=True)) if wanted else {}
+    yield
   except CheckpointError:
     raise
   except Exception as error:

@@ -61,6 +61,12 @@ def read_config(directory: PathLike) -> Config:
                        f'({str(error).rstrip(".")}); choose another --workdir.') from error
 
 
+@processes.by_primary
+def holds_population(directory: PathLike) -> bool:
+  """Whether a directory is that of a population, which holds many runs."""
+  return os.path.exists(pathlib.Path(directory, 'plan.json'))
+
+
 class History:
   """The records of a run's epochs, one JSON object a line: metrics.jsonl.
 
@@ -290,7 +296,7 @@ class Workdir:
     Raises:
       WorkdirError: when the directory is a population's, or results.json is damaged.
     """
-    if (self.path / 'plan.json').exists():
+    if holds_population(self.path):
       raise WorkdirError(f'{self.path} holds a population, not a single run; choose another '
                          '--workdir.')
     if not (self.path / 'results.json').exists():
