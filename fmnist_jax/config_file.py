@@ -25,10 +25,15 @@ from fmnist_jax.errors import ConfigError
 from fmnist_jax.storage import files
 
 
-def find(path: str) -> pathlib.Path:
+def find(path: str, folder: str = 'configs', what: str = 'config file') -> pathlib.Path:
   """The config file meant by `path`: that file, else the one of this name that is shipped.
 
   `cnn`, `cnn.py` and `configs/cnn.py` all name the shipped `cnn.py` outside a checkout.
+
+  Args:
+    path: given by somebody.
+    folder: where shipped ones are.
+    what: they are, in words.
 
   Raises:
     ConfigError: when there is none, listing those that are shipped.
@@ -37,14 +42,14 @@ def find(path: str) -> pathlib.Path:
   if os.path.isfile(path):  # Which, unlike pathlib's, raises for no name, however strange.
     return given
   package = pathlib.Path(__file__).resolve().parent
-  # Inside the package when installed, beside it in a checkout.
-  for folder in (package / 'configs', package.parent / 'configs'):
-    shipped = folder / f'{given.stem}.py'
-    if os.path.isfile(shipped) and given.parent in (pathlib.Path('.'), pathlib.Path('configs')):
+  places = [package / folder, package.parent / folder]  # When installed, and in a checkout.
+  for place in places:
+    shipped = place / f'{given.stem}.py'
+    if os.path.isfile(shipped) and given.parent in (pathlib.Path('.'), pathlib.Path(folder)):
       return shipped
-  names = sorted(file.stem for folder in (package / 'configs', package.parent / 'configs')
-                 for file in folder.glob('*.py') if file.stem != '__init__')
-  raise ConfigError(f'There is no config file {path or repr(path)}; give a path, or one of the '
+  names = sorted(file.stem for place in places for file in place.glob('*.py')
+                 if file.stem != '__init__')
+  raise ConfigError(f'There is no {what} {path or repr(path)}; give a path, or one of the '
                     f'shipped ones: {", ".join(dict.fromkeys(names))}.')
 
 

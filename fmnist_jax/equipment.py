@@ -38,12 +38,7 @@ class Equipment:
                source: Source | None = None):
     """Args: `config` with nothing left to 'auto'."""
     self.dataset, self.mesh, self.source = dataset, mesh, source
-    self.programs: Any = Programs(config, mesh, dataset.image_shape, dataset.num_classes,
-                                  len(dataset.train), np.bincount(
-                                      dataset.train.labels, minlength=dataset.num_classes))
-    if not self.programs.horizon.steps_per_epoch:
-      raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
-                        f'{len(dataset.train)} training examples; use a smaller batch.')
+    self.programs: Any = self._programs(config)
     self.teachers: dict[str, str] = {}
     self._train = self._taught(config, dataset)
     resident = config.data.residency == 'resident'
@@ -53,6 +48,15 @@ class Equipment:
                             ('validation', dataset.validation)) if split}
     self._resident = sharding.put(self._train.arrays(),
                                   sharding.replicated(mesh)) if resident else None
+
+  def _programs(self, config: config_lib.Config) -> Programs:
+    train, classes = self.dataset.train, self.dataset.num_classes
+    programs = Programs(config, self.mesh, self.dataset.image_shape, classes, len(train),
+                        np.bincount(train.labels, minlength=classes))
+    if not programs.horizon.steps_per_epoch:
+      raise ConfigError(f'data.batch_size is {config.data.batch_size}, but there are only '
+                        f'{len(train)} training examples; use a smaller batch.')
+    return programs
 
   def _taught(self, config: config_lib.Config, dataset: data.Dataset) -> data.Split:
     """The training examples with what the loss takes them for."""
@@ -70,10 +74,14 @@ class Equipment:
     return dataset.train.labelled(targets)
 
   def with_programs(self, programs: Any) -> Equipment:
-    """The same data with other programs: of other features, or mapped over members."""
+    """The same data with other programs, such as those mapped over members."""
     other = copy.copy(self)
     other.programs = programs
     return other
+
+  def of(self, config: config_lib.Config) -> Equipment:
+    """The same data with the programs of another config, whose loss takes them for the same."""
+    return self.with_programs(self._programs(config))
 
   def train(self, state: step.TrainState, sums: step.Sums, hyper: Any, epoch: Any, first: int = 0,
             *more: Any) -> Iterator[tuple[int, step.TrainState, step.Sums]]:

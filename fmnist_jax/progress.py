@@ -104,9 +104,9 @@ class Console:
   Used as a context, so that the bar is closed whatever happens.
   """
 
-  def __init__(self, stream: TextIO | None = None):
-    """Args: `stream` is where to write, standard output by default."""
-    self._stream = (stream or sys.stdout) if processes.is_primary() else None
+  def __init__(self, stream: TextIO | None = None, *, silent: bool = False):
+    """Args: `stream` is where to write, standard output by default; silent: nowhere."""
+    self._stream = (stream or sys.stdout) if processes.is_primary() and not silent else None
     self._bar: tqdm | None = None
 
   def __enter__(self) -> Console:

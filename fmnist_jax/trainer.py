@@ -325,10 +325,7 @@ class Trainer:
 
   def finish_epoch(self, images_per_second: float) -> None:
     """The barrier: measure, decide, write the record, save."""
-    measured: dict[str, Any] = {}
-    for name, batches in self.equipment.measured.items():
-      measured[f'{name}_loss'], measured[f'{name}_accuracy'] = evaluation.measure(
-          self.programs, self.state.variables(), batches, self.signals.check)
+    measured = self.measure()
     sums = jax.device_get(self.sums)
     self.stopwatch.book(self.progress.seconds)
     record, line = self.decide(sums, measured, images_per_second)
@@ -337,6 +334,14 @@ class Trainer:
     self.history.append(record)
     self.save()
     self.console.say(line)
+
+  def measure(self) -> dict[str, Any]:
+    """Loss and accuracy of the clean training and the validation examples, as a record has them."""
+    measured: dict[str, Any] = {}
+    for name, batches in self.equipment.measured.items():
+      measured[f'{name}_loss'], measured[f'{name}_accuracy'] = evaluation.measure(
+          self.programs, self.state.variables(), batches, self.signals.check)
+    return measured
 
   def decide(self, sums: step.Sums, measured: Mapping[str, Any],
              images_per_second: float) -> tuple[Record, str]:

@@ -17,6 +17,7 @@ from fmnist_jax.data import Dataset
 from fmnist_jax.errors import ConfigError, DataError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupted
 from fmnist_jax.programs import Programs
+from fmnist_jax.report import searches
 from fmnist_jax.search import Choice, Range, Space, lanes, space
 from fmnist_jax.search.attempts import Attempt
 from fmnist_jax.search.search import How, search
@@ -329,6 +330,16 @@ def test_what_comes_out(tmp_path, capsys):
   assert [one['seeds'] for one in found['confirmed']] == [[5, 6, 7, 8, 9]]
   assert found['confirmed'][0]['name'] == best['name']
   assert search(own, WIDTHS, tmp_path / 'search', how=how(trials=4), seeds=2) == found
+
+
+def test_a_report_of_a_domain_that_no_trial_drew(tmp_path):
+  trial = {'name': '0000-ab', 'ended': 'finished', 'params': {'optim': 'AdamW'}, 'accuracy': 0.5,
+           'validation_accuracy': [[0.5]]}
+  momentum = {'low': 0.5, 'high': 0.9, 'log': False}
+  searches.write(tmp_path, {
+      'space': {'optim': ['AdamW', 'SGD'], 'optim.momentum': momentum}, 'trials': [trial],
+      'importances': {}, 'note': ''}, [['trial'], ['0000-ab']], 'One trial')
+  assert '50.00%' in (tmp_path / 'report' / 'report.html').read_text()
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):

@@ -55,8 +55,7 @@ def _worker(tmp_path):
     opened.append(address)
     study = optuna.create_study(study_name='study', storage=address.open(), load_if_exists=True,
                                 direction='maximize', sampler=board.sampler_of(sampler))
-    return board.Board(study, address.shown, address.tame, space, config_file.load('mlp'), trials,
-                       lease)
+    return board.Board(study, address, space, config_file.load('mlp'), trials, lease)
   yield make
   for address in opened:
     address.close()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import concurrent.futures as futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -98,7 +99,29 @@ def threads(equipment: Equipment, members: int, at_once: int) -> int:
   return min(at_once, members)
 
 
-class ThreadSignals:
+def in_threads(threads: int, signals: Signals, tasks: Iterable[Callable[[Signals], None]]) -> None:
+  """Does tasks, so many at a time; each is given signals of its own to poll.
+
+  Raises:
+    BaseException: what went wrong first, at which the other tasks leave.
+  """
+  own = _ThreadSignals(signals)
+
+  def work(task: Callable[[Signals], None]) -> None:
+    try:
+      own.check()
+      task(own)
+    except BaseException:
+      own.stop()
+      raise
+
+  with signals.deferred(), futures.ThreadPoolExecutor(threads, 'member') as pool:
+    errors = [future.exception() for future in [pool.submit(work, task) for task in tasks]]
+  for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Interrupted)):
+    raise error
+
+
+class _ThreadSignals:
   """Stands in for signals in the threads of members: all leave when one fails."""
 
   def __init__(self, signals: Signals):
@@ -124,21 +147,16 @@ class ThreadSignals:
     return contextlib.nullcontext()
 
 
-class _Named:
-  """Stands in for `Console`: lines of a member begin with its name."""
+class _Named(progress.Console):
+  """Lines of a member begin with its name; there is no bar."""
 
   def __init__(self, console: progress.Console, name: str):
+    super().__init__(silent=True)
     self._console, self._name = console, name
 
   def say(self, text: str) -> None:
     """Prints a line."""
     self._console.say(f'{self._name}  {text}')
-
-  def start(self, *_: Any) -> None:
-    """Nothing: there is no bar."""
-
-  def update(self, *_: Any) -> None:
-    """Nothing, likewise."""
 
 
 @dataclasses.dataclass
@@ -164,11 +182,7 @@ class Work:
     lots: dict[tuple[str, ...], list[Member]] = {}
     for member in members:
       lots.setdefault(features(member.config), []).append(member)
-    one = self.equipment.programs
-    return [(self.equipment.with_programs(Programs(
-        lot[0].config, one.mesh, one.image_shape, one.num_classes, one.train_examples,
-        one.class_counts)), lot)
-            for lot in lots.values()]
+    return [(self.equipment.of(lot[0].config), lot) for lot in lots.values()]
 
   def _hold(self, member: Member) -> Workdir:
     directory = self.population.path / 'members' / member.name
@@ -187,27 +201,14 @@ class Work:
       for equipment, member in tasks:
         self._train_one(equipment, member, self.signals)
       return
-    signals = ThreadSignals(self.signals)
-
-    def work(task: tuple[Equipment, Member]) -> None:
-      signals.check()
-      try:
-        self._train_one(*task, signals)
-      except BaseException:
-        signals.stop()
-        raise
-
-    with self.signals.deferred(), futures.ThreadPoolExecutor(at_once, 'member') as threads:
-      errors = [future.exception() for future in [threads.submit(work, task) for task in tasks]]
-    # What went wrong first made the others leave.
-    for error in sorted(filter(None, errors), key=lambda error: isinstance(error, Interrupted)):
-      raise error
+    in_threads(at_once, self.signals, (
+        functools.partial(self._train_one, *task) for task in tasks))
 
   def _train_one(self, equipment: Equipment, member: Member, signals: Signals) -> None:
     with self._hold(member) as workdir:
       if is_done(workdir.path):
         return
-      named: Any = _Named(self.console, member.name)
+      named = _Named(self.console, member.name)
       trainer = Trainer(member.config, workdir, equipment, named, signals)
       try:
         trainer.resume()

@@ -20,6 +20,11 @@ def choose(condition: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(pick, new, old)
 
 
+def member(tree: Any, k: int) -> Any:
+  """What a tree [M, ...] holds of member `k`."""
+  return jax.tree.map(lambda leaf: leaf[k], tree)
+
+
 class MemberPrograms:
   """`Programs` mapped over members, to be used in their place.
 

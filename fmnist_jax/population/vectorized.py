@@ -21,6 +21,7 @@ from fmnist_jax import sharding, step, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import CheckpointError
 from fmnist_jax.interrupt import Signals
+from fmnist_jax.population import stacked
 from fmnist_jax.population.stacked import MemberPrograms, choose
 from fmnist_jax.programs import hyper_arrays
 from fmnist_jax.storage import files, readback
@@ -87,17 +88,20 @@ class Group(Trainer):
     self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
     self.history = History(directory / 'metrics.jsonl', held, self._show)
     self.taken, self.saved = 0, set()
-    lanes = [config for config, _ in members]
-    lanes += lanes[-1:] * (self.size - len(members))
-    hypers = [jax.device_get(hyper_arrays(config)) for config in lanes]
-    self.hyper = self.programs.put({name: np.stack([hyper[name] for hyper in hypers])
-                                    for name in hypers[0]})
-    seeds = self.programs.put(np.array([config.train.seed for config in lanes], np.int32))
-    self.state = self.programs.call(self.programs.init, seeds, self.hyper)
+    configs = [config for config, _ in members]
+    self.initialize(configs + configs[-1:] * (self.size - len(members)))
     # A copy: training takes over the memory of the state.
     self.best = self._choose([False] * len(members), self.state, self.state)
     self.sums = self.programs.zero()
     self.check_start()
+
+  def initialize(self, configs: Sequence[config_lib.Config]) -> None:
+    """`hyper` and `state` become those of runs of these configs before their first step."""
+    hypers = [jax.device_get(hyper_arrays(config)) for config in configs]
+    self.hyper = self.programs.put({name: np.stack([hyper[name] for hyper in hypers])
+                                    for name in hypers[0]})
+    seeds = self.programs.put(np.array([config.train.seed for config in configs], np.int32))
+    self.state = self.programs.call(self.programs.init, seeds, self.hyper)
 
   @property
   def parameters(self) -> int:
@@ -117,7 +121,7 @@ class Group(Trainer):
 
   def _lanes(self, values: Sequence[bool]) -> jax.Array:
     """bool [size] on the devices; the copies that fill up are False."""
-    return self.programs.put(np.array([*values, *[False] * (self.size - len(self.members))]))
+    return self.programs.put(np.array([*values, *[False] * (self.size - len(values))]))
 
   def _choose(self, which: Sequence[bool], new: Any, old: Any) -> Any:
     return self.programs.call(choose, self._lanes(which), new, old)
@@ -165,9 +169,9 @@ class Group(Trainer):
     better, records = [False] * len(self.members), {}
     for k in running:
       (config, workdir), member = self.members[k], self.progress.members[k]
-      own = jax.tree.map(lambda leaf, k=k: leaf[k], sums)
-      record = self.record(config, own, {name: values[k] for name, values in measured.items()},
-                           share, images_per_second * len(running))
+      own = stacked.member(sums, k)
+      record = self.record(config, own, stacked.member(measured, k), share,
+                           images_per_second * len(running))
       if own.bad_step >= 0 or not_finite(record):
         # Where the loss was finite to the end, and the weights were not: the step that came next.
         self.progress.bad_steps[k] = int(own.bad_step) if own.bad_step >= 0 else self.taken
@@ -211,10 +215,10 @@ class Group(Trainer):
         continue
       own = dataclasses.replace(self.progress.members[k], data=self.progress.data, seconds={
           phase: share[phase] for phase in self.progress.seconds})
-      lane = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
-      save_member(workdir, own, lane(best), lane(state))
+      own_best = stacked.member(best, k)
+      save_member(workdir, own, own_best, stacked.member(state, k))
       results[workdir.path.name] = self.write(workdir, config, own, probabilities[k], share,
-                                              lane(best).variables(), with_report=with_report)
+                                              own_best.variables(), with_report=with_report)
     self.checkpoints.close()
     shutil.rmtree(self.directory)
     return results

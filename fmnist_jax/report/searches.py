@@ -77,23 +77,24 @@ def _accuracies(found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
   return np.array(last), np.array([trial['accuracy'] is not None for trial in found['trials']])
 
 
-def _floor(accuracies: np.ndarray) -> float:
-  """Where an axis of accuracy begins, so that a few bad trials do not squeeze the others; %."""
+def _limits(accuracies: np.ndarray) -> tuple[float, float]:
+  """Where an axis of accuracy begins, so that a few bad trials do not squeeze the others, and the
+  best; %.
+  """
   known = 100 * accuracies[np.isfinite(accuracies)]
   low, high = np.quantile(known, 0.25), known.max()
-  return max(known.min(), low - (high - low)) - 0.05 * max(high - low, 0.1)
+  return max(known.min(), low - (high - low)) - 0.05 * max(high - low, 0.1), high
 
 
 def _dots(axes: Axes, values: Any, accuracies: np.ndarray, whole: np.ndarray,
-          theme: Theme) -> None:
+          limits: tuple[float, float], theme: Theme) -> None:
   """A dot a trial; what was given up is hollow, what lies below the axis is on its edge."""
-  floor = _floor(accuracies)
+  floor, high = limits
   y, x = np.maximum(100 * accuracies, floor), np.asarray(values, float)
   axes.scatter(x[~whole], y[~whole], s=11, facecolors='none', edgecolors=theme.muted,
                linewidths=0.8, label='given up (last accuracy)', clip_on=False)
   axes.scatter(x[whole], y[whole], s=13, color=theme.first, label='trained to its end',
                clip_on=False, zorder=3)
-  high = 100 * np.nanmax(accuracies)
   axes.set_ylim(floor, high + 0.06 * max(high - floor, 0.1))
   axes.grid(color=theme.grid, linewidth=0.8)
 
@@ -104,7 +105,7 @@ def history(found: Mapping[str, Any], theme: Theme) -> Figure:
   numbers = np.arange(1, len(accuracies) + 1)
   figure = canvas.new_figure(3.2, theme)
   axes = canvas.new_axes(figure, theme, left=0.6, right=0.2, top=0.6, bottom=0.5)
-  _dots(axes, numbers, accuracies, whole, theme)
+  _dots(axes, numbers, accuracies, whole, _limits(accuracies), theme)
   best = np.maximum.accumulate(np.where(whole, accuracies, -np.inf))
   seen = np.isfinite(best)
   axes.step(numbers[seen], 100 * best[seen], where='post', color=theme.second, linewidth=1.6,
@@ -150,7 +151,7 @@ def slices(found: Mapping[str, Any], theme: Theme) -> Figure:
     drawn = np.array([name in trial['params'] for trial in found['trials']], bool)
     values = [trial['params'][name] for trial in found['trials'] if name in trial['params']]
     x = _placed(axes, found['space'][name], values)
-    _dots(axes, x, accuracies[drawn], whole[drawn], theme)
+    _dots(axes, x, accuracies[drawn], whole[drawn], _limits(accuracies), theme)
     axes.tick_params(labelsize=7)
     axes.set_title(_short(name), fontsize=8, loc='left', color=theme.ink, pad=3)
   canvas.put_title(figure, 'Accuracy (%) by value', theme)
@@ -186,7 +187,7 @@ def parallel(found: Mapping[str, Any], theme: Theme) -> Figure:
   height = 3.9
   figure = canvas.new_figure(height, theme)
   axes = canvas.new_axes(figure, theme, left=0.85, right=0.55, top=0.5, bottom=1.1)
-  floor, top = _floor(accuracies), 100 * np.nanmax(accuracies)
+  floor, top = _limits(accuracies)
   norm, colors = Normalize(floor, top), colormaps['viridis_r']
   ends = []
   for place, name in enumerate(names):

@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from fmnist_jax import config as config_lib
 from fmnist_jax.config import Config
+from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import ConfigError, DivergenceError, UserError
 from fmnist_jax.interrupt import Signals
+from fmnist_jax.search import summary
 from fmnist_jax.search.bench import Bench
 from fmnist_jax.search.board import Board, Lost, Task
 from fmnist_jax.search.directories import Directories
@@ -46,13 +50,50 @@ class Attempt:
 
   Attributes:
     member: the trial's name.
-    structure: of its programs.
+    equipment: programs of its structure, and data.
     runs: of its seeds.
+    ended: whether nothing more is done about it here.
   """
+  equipment: Equipment
 
-  def __init__(self, desk: Desk, task: Task, structure: str, runs: Sequence[Run]):
-    self._desk, self._task = desk, task
-    self.member, self.structure, self.runs = task.member, structure, runs
+  def __init__(self, desk: Desk, task: Task):
+    """Args: where it was had, and what was leased; `begin` makes it ready to be trained."""
+    self._desk, self._task, self.member = desk, task, task.member
+    self.runs: list[Run] = []
+    self.ended = False
+
+  def begin(self) -> None:
+    """Opens its directory; raises ConfigError for a config that cannot be trained."""
+    path = self._desk.directories.open(self.member, self._task.params)
+    if isinstance(self._task.config, ConfigError):
+      raise self._task.config
+    config, self.equipment = self._desk.bench.fit(self._task.config)
+    first = config.train.seed
+    self.runs = [Run(config_lib.replace(config, {'train.seed': seed}), path / f'seed-{seed}')
+                 for seed in range(first, first + self._desk.seeds)]
+
+  @contextlib.contextmanager
+  def ending(self) -> Iterator[None]:
+    """What keeps the trial from being trained to its end becomes its outcome, or its loss."""
+    try:
+      try:
+        yield
+      except Pruned:
+        self.end('pruned')
+      except DivergenceError as error:
+        self.end('diverged', str(error))
+      except ConfigError as error:
+        self.end('refused', str(error))
+      except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+          raise
+        self.end('refused', 'It does not fit in memory.')
+    except (Lost, UserError) as error:
+      # An error of a file means the same where the directory was taken over meanwhile.
+      if isinstance(error, UserError) and self._desk.board.holds(self._task):
+        raise
+      self._desk.board.let_go(self._task)
+      self.ended = True
 
   def note(self, run: Run, record: Mapping[str, Any]) -> None:
     """Takes in the record of an epoch.
@@ -61,9 +102,11 @@ class Attempt:
       Pruned: when the trial is given up.
       Lost: when another worker has taken it.
     """
-    value = record['validation_accuracy'] if run is self.runs[0] else None
-    given_up = self._desk.board.report(self._task, record['epoch'], value)
-    if given_up and record['epoch'] < run.config.train.epochs:
+    if run is not self.runs[0]:
+      if not self._desk.board.holds(self._task):
+        raise Lost
+    elif (self._desk.board.report(self._task, record['epoch'], record['validation_accuracy'])
+          and record['epoch'] < run.config.train.epochs):
       raise Pruned
 
   def recall(self, run: Run, records: Sequence[Mapping[str, Any]]) -> None:
@@ -73,17 +116,20 @@ class Attempt:
         self._desk.board.report(self._task, record['epoch'], record['validation_accuracy'])
 
   def end(self, how: str, message: str = '') -> None:
-    """Writes what became of it, and tells it.
+    """Writes what became of it, and tells it; within `ending`.
 
     Args:
       how: 'finished', 'pruned', 'diverged', or 'refused' of a config that cannot be trained.
       message: why.
+
+    Raises:
+      Lost, UserError: when another worker has taken it.
     """
-    with self.holding():
-      outcome = self._outcome(how, message)
-      if not self._desk.directories.close(self.member, outcome):
-        raise Lost
+    outcome = self._outcome(how, message)
+    if not self._desk.directories.close(self.member, outcome):
+      raise Lost
     self._desk.tell(self._task, outcome)
+    self.ended = True
 
   def _outcome(self, how: str, message: str) -> dict[str, Any]:
     outcome: dict[str, Any] = {
@@ -105,20 +151,6 @@ class Attempt:
     if how == 'finished':
       outcome['accuracy'] = sum(outcome['accuracies']) / len(outcome['accuracies'])
     return outcome
-
-  @contextlib.contextmanager
-  def holding(self) -> Iterator[None]:
-    """An error of a file means `Lost` where the directory was taken over meanwhile."""
-    try:
-      yield
-    except UserError as error:
-      if isinstance(error, DivergenceError) or self._desk.board.holds(self._task):
-        raise
-      raise Lost from error
-
-  def let_go(self) -> None:
-    """Nothing more is done about it here."""
-    self._desk.board.let_go(self._task)
 
 
 class Desk:
@@ -147,46 +179,27 @@ class Desk:
       signals.check()
       task = self.board.ask()
       if task is not None:
-        attempt = self._begin(task)
-        if attempt is not None:
-          return attempt
+        attempt = Attempt(self, task)
+        with attempt.ending():
+          outcome = self.directories.finished(task.member)
+          if outcome is None:
+            attempt.begin()
+            return attempt
+          self.tell(task, outcome)  # Of a worker that was killed before it told.
       elif not wait or self.board.finished():
         return None
       else:
         time.sleep(_POLL)
 
-  def _begin(self, task: Task) -> Attempt | None:
-    """The attempt at a task; None where nothing is left to train."""
-    outcome = self.directories.finished(task.member)
-    try:
-      if outcome is not None:  # Of a worker that was killed before it told.
-        self.tell(task, outcome)
-        return None
-      path = self.directories.open(task.member, task.params)
-      try:
-        if isinstance(task.config, ConfigError):
-          raise task.config
-        config, structure = self.bench.fit(task.config)
-      except ConfigError as error:
-        Attempt(self, task, '', ()).end('refused', str(error))
-        return None
-      first = config.train.seed
-      return Attempt(self, task, structure, [
-          Run(config_lib.replace(config, {'train.seed': seed}), path / f'seed-{seed}')
-          for seed in range(first, first + self.seeds)])
-    except Lost:
-      return None
-
   def tell(self, task: Task, outcome: Mapping[str, Any]) -> None:
     """Tells the board and the terminal; raises `Lost`."""
     self.board.tell(task, outcome)
-    accuracy = outcome['accuracy']
     done = self.board.outcomes()
-    best = max((one['accuracy'] for one in done.values() if one['accuracy'] is not None),
-               default=None)
-    text = '' if accuracy is None else f'  {accuracy:.2%}{"  best" if accuracy == best else ""}'
-    drawn = ' '.join(f'{name}={value:.4g}' if isinstance(value, float) else f'{name}={value}'
-                     for name, value in task.params.items())
+    text = ''
+    if outcome['accuracy'] is not None:
+      best = done[summary.ranked(done)[0]]['accuracy']
+      text = f'  {outcome["accuracy"]:.2%}{"  best" if outcome["accuracy"] == best else ""}'
+    drawn = ' '.join(f'{name}={summary.shown(value)}' for name, value in task.params.items())
     epochs = sum(map(len, outcome['validation_accuracy']))
     self._say(f'{len(done):>4}  {task.member}  {outcome["ended"]} after {epochs} epochs{text}  '
               f'{drawn}' + (f'  ({outcome["message"]})' if outcome['message'] else ''))

@@ -25,7 +25,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -36,6 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fmnist_jax.config import Config
 from fmnist_jax.errors import ConfigError, UserError, WorkdirError
 from fmnist_jax.search.space import Space
+from fmnist_jax.search.storage import Address
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -98,22 +99,20 @@ class Board:
     worker: a name that no other worker has.
   """
 
-  def __init__(self, study: optuna.Study, shown: str, tame: Callable[[BaseException], str],
-               space: Space, config: Config, trials: int, lease: float):
+  def __init__(self, study: optuna.Study, address: Address, space: Space, config: Config,
+               trials: int, lease: float):
     """Args:
       study: in the storage that the workers share.
-      shown: the storage, as it may be printed.
-      tame: what an error says, as it may be printed.
+      address: of that storage.
       space: what is searched.
       config: that it starts from.
       trials: how many members there shall be.
       lease: seconds without a sign of life after which a worker's attempts are taken from it.
     """
     self.worker = secrets.token_hex(3)
-    self._study, self._storage, self._shown, self._tame = study, study._storage, shown, tame
+    self._study, self._storage, self._address = study, study._storage, address
     self._space, self._config, self._wanted, self._lease = space, config, trials, lease
-    self._mine: set[int] = set()  # Numbers of attempts.
-    self._seen: dict[int, tuple[Any, float]] = {}  # What was seen of others', and since when.
+    self._seen: dict[int, tuple[Any, float]] = {}  # Signs of others' attempts, and since when.
     self._beats = 0
     self._lock = threading.RLock()
     self._stopped = threading.Event()
@@ -131,7 +130,7 @@ class Board:
     self._heart.join()
     with contextlib.suppress(UserError), self._guarded():
       for trial in self._trials():
-        if trial.number in self._mine:
+        if trial.user_attrs.get('worker') == self.worker:
           self._fail(trial)
       self._settle(self._trials())
 
@@ -151,16 +150,15 @@ class Board:
         raise Lost from None
       except (StorageInternalError, SQLAlchemyError, KeyError, OSError, ValueError) as error:
         raise WorkdirError(
-            f'The storage {self._shown} failed ({type(error).__name__}: {self._tame(error)}); run '
-            'the same command again once it works: it goes on with what the directories of trials '
-            'hold.') from None
+            f'The storage {self._address.shown} failed ({type(error).__name__}: '
+            f'{self._address.tame(error)}); run the same command again once it works: it goes on '
+            'with what the directories of trials hold.') from None
 
   def _trials(self) -> list[FrozenTrial]:
     return self._study.get_trials(deepcopy=False)
 
   def _fail(self, trial: Any) -> None:
     """An attempt comes to nothing, unless it has come to an end already."""
-    self._mine.discard(trial.number)
     with contextlib.suppress(UpdateFinishedTrialError):
       self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
@@ -175,7 +173,6 @@ class Board:
             and _size(before) >= self._wanted):
           return None
         trial = self._study.ask()
-        self._mine.add(trial.number)
         try:
           return self._leased(trial)
         except (Lost, UpdateFinishedTrialError):
@@ -201,23 +198,16 @@ class Board:
     except ConfigError as error:
       return error
 
-  def report(self, task: Task, epoch: int, value: float | None) -> bool:
-    """Tells the accuracy after an epoch; returns whether Optuna gives the trial up.
-
-    Args:
-      task: the attempt.
-      epoch: its number, from 1.
-      value: None: nothing is told, only looked whether the attempt is still ours.
+  def report(self, task: Task, epoch: int, value: float) -> bool:
+    """Tells the accuracy after an epoch, from 1; returns whether Optuna gives the trial up.
 
     Raises:
-      Lost: when it is not.
+      Lost: when the attempt is not ours any more.
     """
     with self._guarded():
       known = self._storage.get_trial(task.trial._trial_id)
       if known.state != TrialState.RUNNING:
         raise Lost
-      if value is None:
-        return False
       if epoch not in known.intermediate_values:
         task.trial.report(value, epoch)
       return task.trial.should_prune()
@@ -239,7 +229,6 @@ class Board:
       told = self._study.tell(task.trial, outcome['accuracy'], state, skip_if_finished=True)
       if told.state != state:
         raise Lost
-      self._mine.discard(task.trial.number)
 
   def rungs(self, task: Task) -> dict[str, float]:
     """What successive halving keeps of a trial, to be kept with its outcome."""
@@ -270,16 +259,16 @@ class Board:
       self._beats += 1
       self._study.set_user_attr(f'worker {self.worker}', {
           'beats': self._beats, 'where': f'process {os.getpid()} on {socket.gethostname()}'})
-      signs, now = self._study.user_attrs, time.monotonic()
+      signs, now, before = self._study.user_attrs, time.monotonic(), self._seen
+      self._seen = {}
       for trial in self._trials():
-        if trial.state != TrialState.RUNNING or trial.number in self._mine:
-          continue
         worker = trial.user_attrs.get('worker')
+        if trial.state != TrialState.RUNNING or worker == self.worker:
+          continue
         sign = (worker, signs.get(f'worker {worker}'))
-        known, since = self._seen.get(trial.number, (None, now))
-        if known != sign:
-          self._seen[trial.number] = (sign, now)
-        elif now - since > self._lease:
+        known, since = before.get(trial.number, (None, now))
+        self._seen[trial.number] = (sign, since if known == sign else now)
+        if known == sign and now - since > self._lease:
           self._fail(trial)
       self._settle(self._trials())
 

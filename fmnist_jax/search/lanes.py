@@ -11,21 +11,20 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from fmnist_jax import evaluation, sharding, tensorboard
+from fmnist_jax import sharding, tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Signals
 from fmnist_jax.population.independent import group_size, is_done
-from fmnist_jax.population.stacked import MemberPrograms
+from fmnist_jax.population.stacked import MemberPrograms, member
 from fmnist_jax.population.vectorized import Group, GroupProgress, save_member
-from fmnist_jax.programs import hyper_arrays
-from fmnist_jax.search.apart import Quiet, ending
+from fmnist_jax.progress import Console
 from fmnist_jax.search.attempts import Attempt, Desk, Run
 from fmnist_jax.storage import readback
 from fmnist_jax.storage.checkpoint import Checkpoints
@@ -44,41 +43,17 @@ def train(desk: Desk, trials: int, at_once: int, signals: Signals) -> None:
     at_once: most in one program; 0: as many as memory has room for.
     signals: polled between dispatches.
   """
-  queue = Queue(desk, signals)
-  while (structure := queue.longest()) is not None:
-    equipment = desk.bench.equipment(structure)
-    with Lanes(equipment, group_size(equipment, trials, at_once), signals) as lanes:
-      lanes.fill_and_train(queue, structure)
-
-
-class Queue:
-  """Attempts that wait for a lane, by structure."""
-
-  def __init__(self, desk: Desk, signals: Signals):
-    self._desk, self._signals = desk, signals
-    self._waiting: dict[str, list[Attempt]] = collections.defaultdict(list)
-
-  def longest(self) -> str | None:
-    """The structure that most attempts have; None where there are none, nor will be."""
-    if not any(self._waiting.values()):
-      attempt = self._desk.take(self._signals)
+  waiting: list[Attempt] = []  # For a lane.
+  while True:
+    if not waiting:
+      attempt = desk.take(signals)
       if attempt is None:
-        return None
-      self.again(attempt)
-    return max(self._waiting, key=lambda structure: len(self._waiting[structure]))
-
-  def take(self, structure: str, most: int) -> Attempt | None:
-    """An attempt of a structure; asks for more while no more than so many wait for others."""
-    while not self._waiting[structure] and sum(map(len, self._waiting.values())) < most:
-      attempt = self._desk.take(self._signals, wait=False)
-      if attempt is None:
-        return None
-      self.again(attempt)
-    return self._waiting[structure].pop(0) if self._waiting[structure] else None
-
-  def again(self, attempt: Attempt) -> None:
-    """An attempt waits, before all others."""
-    self._waiting[attempt.structure].insert(0, attempt)
+        return
+      waiting.append(attempt)
+    # First come those of the structure that most have.
+    equipment = collections.Counter(one.equipment for one in waiting).most_common(1)[0][0]
+    size = group_size(equipment, trials, at_once)
+    Lanes(equipment, size, desk, waiting, signals).fill_and_train()
 
 
 @dataclasses.dataclass
@@ -93,14 +68,17 @@ class Lane:
 class Lanes(Group):
   """A group whose members come and go."""
 
-  def __init__(self, equipment: Equipment, size: int, signals: Signals):
+  def __init__(self, equipment: Equipment, size: int, desk: Desk, waiting: list[Attempt],
+               signals: Signals):
     """Args:
       equipment: programs of one structure and data, on a mesh with a member axis.
       size: how many lanes there are to be, rounded up to a multiple of the devices.
+      desk: gives further attempts.
+      waiting: attempts that were had and wait for a lane, of any structure.
       signals: polled between dispatches.
     """
-    quiet: Any = Quiet()
-    self.console, self.signals = quiet, signals
+    self.console, self.signals = Console(silent=True), signals
+    self._alone, self._desk, self._waiting = equipment, desk, waiting
     self.size = sharding.padded(size, equipment.mesh.size)
     self.programs = MemberPrograms(equipment.programs, self.size)
     self.equipment = equipment.with_programs(self.programs)
@@ -115,47 +93,46 @@ class Lanes(Group):
     self.best = self._choose([False] * self.size, self.state, self.state)
     self.sums = self.programs.zero()
 
-  def __enter__(self) -> Lanes:
-    return self
-
-  def __exit__(self, *_: object) -> None:
-    """Closes the directories."""
-    for k in range(self.size):
-      self._leave(k)
-
-  def _lanes(self, values: Sequence[bool]) -> jax.Array:
-    return self.programs.put(np.array(values))
-
   def _init(self) -> None:
     """`hyper` and `state` become those of the lanes' runs before their first step."""
-    values = [jax.device_get(hyper_arrays(config)) for config in self._configs]
-    self.hyper = self.programs.put({name: np.stack([one[name] for one in values])
-                                    for name in values[0]})
-    seeds = np.array([config.train.seed for config in self._configs], np.int32)
-    self.state = self.programs.call(self.programs.init, self.programs.put(seeds), self.hyper)
+    self.initialize(self._configs)
     self.begin()
 
-  def fill_and_train(self, queue: Queue, structure: str) -> None:
+  def fill_and_train(self) -> None:
     """Trains until every lane is empty and nothing of the structure is to be had."""
     self.stopwatch.start(self.progress.seconds)
-    with self.signals.deferred():
+    with self.signals.deferred(), contextlib.ExitStack() as stack:
+      for k in range(self.size):
+        stack.callback(self._leave, k)
       while True:
-        self._fill(queue, structure)
+        self._fill()
         if not any(self.lanes):
           return
         # A run may have lacked nothing but its results, when its worker was killed.
         if not any(lane.progress.finished for lane in self.lanes if lane):
           self._end_epoch(self._train_epoch())
-        self._put_away(queue)
+        self._put_away()
 
   # Runs come.
 
-  def _fill(self, queue: Queue, structure: str) -> None:
+  def _next(self) -> Attempt | None:
+    """An attempt of this structure; asks for more while few wait for other programs."""
+    while True:
+      for attempt in self._waiting:
+        if attempt.equipment is self._alone:
+          self._waiting.remove(attempt)
+          return attempt
+      if len(self._waiting) >= self.size or not (
+          taken := self._desk.take(self.signals, wait=False)):
+        return None
+      self._waiting.insert(0, taken)
+
+  def _fill(self) -> None:
     """Every empty lane takes a run."""
     resumed: dict[int, Any] = {}  # By lane; of runs that begin, None.
     for k in range(self.size):
-      while self.lanes[k] is None and (attempt := queue.take(structure, self.size)) is not None:
-        with ending(attempt):
+      while self.lanes[k] is None and (attempt := self._next()) is not None:
+        with attempt.ending():
           resumed[k] = self._enter(k, attempt)
           if self.lanes[k] is None:  # Nothing was left to train.
             del resumed[k]
@@ -176,7 +153,7 @@ class Lanes(Group):
   def _enter(self, k: int, attempt: Attempt) -> dict[str, Any] | None:
     """A lane takes the next run of an attempt, where one is left; returns states to go on with."""
     for run in attempt.runs:
-      with attempt.holding(), contextlib.ExitStack() as stack:
+      with contextlib.ExitStack() as stack:
         workdir = stack.enter_context(Workdir(
             run.path, run.config, tensorboard.recorder(run.config, run.path)))
         found = None if is_done(run.path) else self._resumed(workdir)
@@ -226,10 +203,7 @@ class Lanes(Group):
 
   def _end_epoch(self, images_per_second: float) -> None:
     """Measures; each lane goes on, or has finished, or is given up."""
-    measured: dict[str, Any] = {}
-    for name, batches in self.equipment.measured.items():
-      measured[f'{name}_loss'], measured[f'{name}_accuracy'] = evaluation.measure(
-          self.programs, self.state.variables(), batches, self.signals.check)
+    measured = self.measure()
     sums = jax.device_get(self.sums)
     self.sums = self.programs.zero()
     before = dict(self.progress.seconds)
@@ -239,10 +213,9 @@ class Lanes(Group):
     for k, lane in full.items():
       for phase, seconds in self.progress.seconds.items():
         lane.progress.seconds[phase] += (seconds - before[phase]) / len(full)
-      own = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
-      with ending(lane.attempt) as ended, lane.attempt.holding():
-        better[k] = self._judge(lane, own(sums), own(measured), images_per_second)
-      if ended:
+      with lane.attempt.ending():
+        better[k] = self._judge(lane, member(sums, k), member(measured, k), images_per_second)
+      if lane.attempt.ended:
         self._leave(k)
         better[k] = False
     self.best = self._choose(better, self.state, self.best)
@@ -267,7 +240,7 @@ class Lanes(Group):
 
   # And go.
 
-  def _put_away(self, queue: Queue) -> None:
+  def _put_away(self) -> None:
     """Writes the runs that have finished; saves the others now and then."""
     full = {k: lane for k, lane in enumerate(self.lanes) if lane is not None}
     done = {k: lane for k, lane in full.items() if lane.progress.finished}
@@ -277,17 +250,17 @@ class Lanes(Group):
     best, state = jax.device_get((self.best, self.state))
     probabilities, seconds = self.predict(self.best) if done else (np.empty(0), {})
     for k, lane in (full if due else done).items():
-      own = lambda tree, k=k: jax.tree.map(lambda leaf: leaf[k], tree)
-      with ending(lane.attempt) as ended, lane.attempt.holding():
-        save_member(lane.workdir, lane.progress, own(best), own(state))
+      with lane.attempt.ending():
+        own_best = member(best, k)
+        save_member(lane.workdir, lane.progress, own_best, member(state, k))
         if k in done:
           spent = {**lane.progress.seconds, 'evaluate': seconds['evaluate'] / len(full)}
           self.write(lane.workdir, lane.run.config, lane.progress, probabilities[k], spent,
-                     own(best).variables(), with_report=False)
-      if ended or k in done:
+                     own_best.variables(), with_report=False)
+      if lane.attempt.ended or k in done:
         self._leave(k)
-      if k in done and not ended:
-        queue.again(lane.attempt)
+        if not lane.attempt.ended:
+          self._waiting.insert(0, lane.attempt)
     if due:
       self._saved = time.monotonic()
 

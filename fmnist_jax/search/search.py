@@ -121,7 +121,7 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
     stack.callback(address.close)
     study = _study(address, directory, config, plan, sampler,
                    pruner_of(how.pruner, config.train.epochs))
-    board = Board(study, address.shown, address.tame, space, own, how.trials, how.lease)
+    board = Board(study, address, space, own, how.trials, how.lease)
     places = Directories(directory / 'trials', board.worker)
     with locked(directory / '.restoring'):  # Workers that share the directory, one at a time.
       lacking = board.restore(*places.read())
@@ -142,7 +142,7 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
         if mode == 'vectorized':
           lanes.train(desk, how.trials, how.at_once, signals)
         else:
-          equipment = bench.equipment(bench.fit(own)[1])
+          _, equipment = bench.fit(own)
           apart.train(desk, threads(equipment, how.trials, how.at_once), signals)
     outcomes, importances = board.outcomes(), board.importances()
   with locked(directory / '.writing'):  # One worker confirms, the others find it done.

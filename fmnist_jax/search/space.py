@@ -6,8 +6,6 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-import pathlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -336,7 +334,7 @@ def load(path: str | None, ranges: Sequence[str], choices: Sequence[str]) -> Spa
   """
   found: dict[str, Any] = {}
   if path:
-    file = _find(path)
+    file = config_file.find(path, 'configs/spaces', 'space')
     if file.suffix == '.json':
       values = files.read_json(file)
     else:
@@ -357,20 +355,3 @@ def load(path: str | None, ranges: Sequence[str], choices: Sequence[str]) -> Spa
         raise ConfigError(f'{name} is searched twice; give it once.')
       found[name] = parse(f'{option} {name}', text)
   return Space(found)
-
-
-def _find(path: str) -> pathlib.Path:
-  given = pathlib.Path(path)
-  if os.path.isfile(path):  # Which, unlike pathlib's, raises for no name, however strange.
-    return given
-  package = pathlib.Path(__file__).resolve().parents[1]
-  # Inside the package when installed, beside it in a checkout.
-  folders = [folder / 'configs' / 'spaces' for folder in (package, package.parent)]
-  for folder in folders:
-    shipped = folder / f'{given.stem}.py'
-    if os.path.isfile(shipped) and given.parent in (pathlib.Path('.'),
-                                                    pathlib.Path('configs/spaces')):
-      return shipped
-  names = sorted(file.stem for folder in folders for file in folder.glob('[!_]*.py'))
-  raise ConfigError(f'There is no space {path or repr(path)}; give a path, or one of the shipped '
-                    f'ones: {", ".join(names)}.')
