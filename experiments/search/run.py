@@ -26,13 +26,14 @@ from fmnist_jax.storage import files
 
 WAYS = {'tpe': ('tpe', 'none'), 'random': ('random', 'none'), 'tpe, median': ('tpe', 'median')}
 # Images, epochs: what a trial costs.
-BUDGETS = {'mlp': (20_000, 6), 'cnn': (20_000, 3)}
-RATES = 16  # trials whose rate is measured
+BUDGETS = {'mlp': (12_000, 5), 'cnn': (12_000, 3)}
+RATES, RATED = 16, (20_000, 6)  # Trials whose rate is measured, and what one costs.
 
 
-def config(experiment: record.Experiment, model: str, seed: int) -> config_lib.Config:
+def config(experiment: record.Experiment, model: str, seed: int,
+           budget: tuple[int, int] | None = None) -> config_lib.Config:
   """A shipped config, on fewer images and for fewer epochs."""
-  images, epochs = (3000, 2) if experiment.args.quick else BUDGETS[model]
+  images, epochs = (3000, 2) if experiment.args.quick else budget or BUDGETS[model]
   return config_lib.replace(config_file.load(model), {
       'data.data_dir': experiment.args.data_dir, 'data.train_examples': images,
       'data.validation_examples': 500 if experiment.args.quick else 5000, 'train.epochs': epochs,
@@ -53,10 +54,12 @@ def searched(experiment: record.Experiment, model: str, way: str,
   if kept.exists():
     return json.loads(kept.read_text())
   print(f'-- {name}', flush=True)
-  found = search_lib.search(
-      own, space_lib.load(model, [], []), experiment.runs / name,
-      how=search_lib.How(trials=args.trials, sampler=sampler, pruner=pruner),
-      signals=experiment.interrupt)
+  with experiment.clock(name) as clock:
+    found = search_lib.search(
+        own, space_lib.load(model, [], []), experiment.runs / name,
+        how=search_lib.How(trials=args.trials, sampler=sampler, pruner=pruner),
+        signals=experiment.interrupt)
+    seconds = clock()
   best = config_file.load(str(experiment.runs / name / 'best.py'))
   measured = fresh(experiment, f'{name}-best', best, 100 * repetition + 50)
   # A step a trial, in the order in which they ended: epochs so far, best accuracy so far.
@@ -66,6 +69,7 @@ def searched(experiment: record.Experiment, model: str, way: str,
     accuracy = max(accuracy, trial['accuracy'] or 0.0)
     steps.append([epochs, accuracy])
   value = {'validation': accuracy, 'test': measured['accuracy']['mean'], 'steps': steps,
+           'seconds': seconds,
            'ended': {end: sum(trial['ended'] == end for trial in found['trials'])
                      for end in ('finished', 'pruned', 'diverged', 'refused')},
            'params': found['trials'][[trial['name'] for trial in found['trials']].index(
@@ -91,7 +95,7 @@ def rates(experiment: record.Experiment) -> dict[str, float]:
   if path.exists():
     return json.loads(path.read_text())
   trials = 2 if experiment.args.quick else RATES
-  own = config(experiment, 'mlp', 0)
+  own = config(experiment, 'mlp', 0, RATED)
   own = config_lib.replace(own, {'evaluate.split': 'validation'})
   found: dict[str, float] = {'trials': trials}
   with tempfile.TemporaryDirectory() as folder:
@@ -169,17 +173,18 @@ def write(experiment: record.Experiment, shipped: dict[str, dict[str, Any]]) -> 
   """results.json and the tables."""
   found = entries(experiment)
   rows = [['', 'repetitions', 'best validation accuracy %', 'its settings, fresh seeds, test %',
-           'epochs trained']]
+           'epochs trained', 'seconds']]
   for model, ways in found.items():
     rows.append([f'`{model}`, shipped settings', '-', '-',
-                 summary.plus_minus(shipped[model], 100, 2), '-'])
+                 summary.plus_minus(shipped[model], 100, 2), '-', '-'])
     for way, several in ways.items():
       columns = [summary.statistics([one[key] for one in several])
                  for key in ('validation', 'test')]
-      epochs = summary.statistics([float(one['steps'][-1][0]) for one in several])
+      costs = [summary.statistics([float(one['steps'][-1][0]) for one in several]),
+               summary.statistics([one['seconds'] for one in several])]
       rows.append([f'`{model}`, {way}', str(len(several)),
                    *(summary.plus_minus(one, 100, 2) for one in columns),
-                   summary.plus_minus(epochs, 1, 0)])
+                   *(summary.plus_minus(one, 1, 0) for one in costs)])
   lessons = [line for model, ways in found.items()
              for line in _lessons(model, ways, shipped[model])]
   path = experiment.runs / 'search' / 'rates.json'
@@ -187,7 +192,8 @@ def write(experiment: record.Experiment, shipped: dict[str, dict[str, Any]]) -> 
   if speed:
     rate = {way: 3600 * speed['trials'] / speed[way] for way in ('search', 'processes')}
     lessons.append(
-        f'`mlp`, {speed["trials"]} trials: {rate["search"]:,.0f} an hour by one search, '
+        f'`mlp`, {speed["trials"]} trials of {RATED[1]} epochs of {RATED[0] - 5000:,} images: '
+        f'{rate["search"]:,.0f} an hour by one search, '
         f'{rate["processes"]:,.0f} by as many processes of fmnist_jax.main, two at a time: '
         f'{rate["search"] / rate["processes"]:.1f} times.')
   one = found['mlp']['tpe'][0]
