@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -226,20 +227,23 @@ class Trainer:
       self.begin()
     else:
       saved = self.checkpoints.progress(newest)
-      if saved['data']['sha256'] != self.progress.data['sha256']:
-        raise CheckpointError(
-            f'{self.directory} was trained on other data than {self.equipment.dataset.name} is '
-            'now (the SHA-256 digests differ); give the data it was trained on, or another '
-            '--workdir.')
-      if saved['data'].get('teachers') != self.progress.data.get('teachers'):
-        raise CheckpointError(f'{self.directory} was taught by other models than are now in '
-                              f'{", ".join(self.equipment.teachers)}; put those back, or give '
-                              'another --workdir.')
+      self.check_data(saved, self.directory)
       self.progress = self.take_up(saved)
       self.restore(newest)
       self.saved = self.kept_beside(newest)
     steps = self.progress.epoch * self.programs.horizon.steps_per_epoch
     self.history.rewind(self.progress.epoch, steps)
+
+  def check_data(self, saved: Mapping[str, Any], directory: pathlib.Path) -> None:
+    """Raises CheckpointError unless a run, whose progress was saved, was trained on these data."""
+    if saved['data']['sha256'] != self.progress.data['sha256']:
+      raise CheckpointError(
+          f'{directory} was trained on other data than {self.equipment.dataset.name} is now (the '
+          'SHA-256 digests differ); give the data it was trained on, or another --workdir.')
+    if saved['data'].get('teachers') != self.progress.data.get('teachers'):
+      raise CheckpointError(f'{directory} was taught by other models than are now in '
+                            f'{", ".join(self.equipment.teachers)}; put those back, or give '
+                            'another --workdir.')
 
   def take_up(self, saved: Mapping[str, Any]) -> Any:
     """The progress that a checkpoint holds."""

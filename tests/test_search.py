@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import optuna
@@ -14,7 +15,7 @@ from fmnist_jax import config as config_lib
 from fmnist_jax import config_file, trained_model
 from fmnist_jax.config import DataSource
 from fmnist_jax.data import Dataset
-from fmnist_jax.errors import ConfigError, DataError, DivergenceError, WorkdirError
+from fmnist_jax.errors import CheckpointError, ConfigError, DataError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Interrupted
 from fmnist_jax.programs import Programs
 from fmnist_jax.report import searches
@@ -34,6 +35,20 @@ def config(**train):
   full.data.augment = (config_lib.Flip(0.5),)
   full.model = config_lib.MLP(hidden=(16,), dropout=0.2)
   return full
+
+
+@dataclasses.dataclass
+class Guarded(DataSource):
+  """Images whose test split must not be opened."""
+  first: ClassVar[int] = 0
+
+  def load(self):
+    rng = np.random.default_rng(self.first)
+    images, labels = rng.integers(0, 256, (300, 28, 28), np.uint8), np.arange(300) % 10
+    whole = Dataset.of_arrays('guarded', images, labels, images[:50], labels[:50])
+    def refuse():
+      raise DataError('The test split was opened.')
+    return dataclasses.replace(whole, open_test=refuse)
 
 
 def how(**changes):
@@ -237,6 +252,19 @@ def test_a_run_that_others_left_is_gone_on_with_in_a_lane(tmp_path, monkeypatch)
     assert run.step == 20 * run.results['best_epoch']
 
 
+@pytest.mark.parametrize('mode', ['independent', 'vectorized'])
+def test_a_trial_is_not_gone_on_with_on_other_data(tmp_path, mode, monkeypatch):
+  own = config()
+  own.data = Guarded(validation_examples=100, batch_size=20)
+  with pytest.raises(Interrupted):
+    search(own, RATES, tmp_path / 'search', how=how(trials=1, at_once=1),
+           signals=runs.InterruptAt(12))
+  assert list(tmp_path.glob('search/trials/*/seed-3/checkpoints/[0-9]*'))
+  monkeypatch.setattr(Guarded, 'first', 1)
+  with pytest.raises(CheckpointError, match='was trained on other data than guarded is now'):
+    search(own, RATES, tmp_path / 'search', how=how(trials=1, at_once=1, mode=mode))
+
+
 def test_structures_are_trained_in_groups_and_compiled_once_each(tmp_path, monkeypatch):
   traced = []
   train = Programs.train
@@ -263,19 +291,6 @@ def test_what_is_given_up_frees_its_place_at_the_end_of_the_epoch(tmp_path, sett
     checkpoints = tmp_path / 'search' / 'trials' / trial['name'] / 'seed-3' / 'checkpoints'
     assert checkpoints.exists() != small
   assert {trial['ended'] for trial in found['trials']} == {'pruned', 'finished'}
-
-
-@dataclasses.dataclass
-class Guarded(DataSource):
-  """Images whose test split must not be opened."""
-
-  def load(self):
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (300, 28, 28), np.uint8), np.arange(300) % 10
-    whole = Dataset.of_arrays('guarded', images, labels, images[:50], labels[:50])
-    def refuse():
-      raise DataError('The test split was opened.')
-    return dataclasses.replace(whole, open_test=refuse)
 
 
 @pytest.mark.parametrize('mode', ['independent', 'vectorized'])

@@ -51,7 +51,65 @@ class GroupProgress:
   init_from: dict[str, Any] | None = None
 
 
-class Group(Trainer):
+class Together(Trainer):
+  """Runs in one program, whatever their states are.
+
+  Attributes:
+    best: state of the best epoch of each, on the devices.
+  """
+
+  def __init__(self, equipment: Equipment, size: int, console: progress_lib.Console,
+               signals: Signals):
+    """Leaves the states to be set, with `start`.
+
+    Args:
+      equipment: programs and data, on a mesh with a member axis.
+      size: runs the program is compiled for, rounded up to a multiple of the devices.
+      console: where to say what happens.
+      signals: polled between dispatches.
+    """
+    self.size = sharding.padded(size, equipment.mesh.size)
+    self.programs = MemberPrograms(equipment.programs, self.size)
+    self.equipment = equipment.with_programs(self.programs)
+    self.config = equipment.programs.config
+    self.console, self.signals = console, signals
+    self.stopwatch = Stopwatch(self.programs)
+    self.progress: Any = GroupProgress([], [], describe(equipment))
+
+  def initialize(self, configs: Sequence[config_lib.Config]) -> None:
+    """`hyper` and `state` become those of runs of these configs [M] before their first step."""
+    hypers = [jax.device_get(hyper_arrays(config)) for config in configs]
+    self.hyper = self.programs.put({name: np.stack([hyper[name] for hyper in hypers])
+                                    for name in hypers[0]})
+    seeds = self.programs.put(np.array([config.train.seed for config in configs], np.int32))
+    self.state = self.programs.call(self.programs.init, seeds, self.hyper)
+
+  def start(self, configs: Sequence[config_lib.Config]) -> None:
+    """Runs of these configs [M] are before their first step."""
+    self.initialize(configs)
+    # A copy: training takes over the memory of the state.
+    self.best = self._choose([False] * self.size, self.state, self.state)
+    self.sums = self.programs.zero()
+
+  @property
+  def parameters(self) -> int:
+    """See `Trainer`; of each member."""
+    return super().parameters // self.size
+
+  @property
+  def trained_parameters(self) -> int:
+    """See `Trainer`; of each member."""
+    return super().trained_parameters // self.size
+
+  def _lanes(self, values: Sequence[bool]) -> jax.Array:
+    """bool [size] on the devices; the copies that fill up are False."""
+    return self.programs.put(np.array([*values, *[False] * (self.size - len(values))]))
+
+  def _choose(self, which: Sequence[bool], new: Any, old: Any) -> Any:
+    return self.programs.call(choose, self._lanes(which), new, old)
+
+
+class Group(Together):
   """Trains members in step with each other.
 
   The loop is `Trainer`'s. A group keeps the best state of each member on the devices, and its
@@ -59,7 +117,6 @@ class Group(Trainer):
 
   Attributes:
     members: config and directory of each.
-    best: state of the best epoch of each, on the devices.
   """
 
   def __init__(self, members: Sequence[tuple[config_lib.Config, Workdir]],
@@ -75,56 +132,23 @@ class Group(Trainer):
       console: where to say what happens.
       signals: polled between dispatches.
     """
+    super().__init__(equipment, size, console, signals)
     self.members, self.directory = members, directory
-    self.size = sharding.padded(size, equipment.mesh.size)
-    self.programs = MemberPrograms(equipment.programs, self.size)
-    self.equipment = equipment.with_programs(self.programs)
-    self.config = members[0][0]
-    self.console, self.signals = console, signals
-    self.stopwatch = Stopwatch(self.programs)
-    self.progress: Any = GroupProgress([Progress() for _ in members], [-1] * len(members),
-                                       describe(equipment))
+    self.progress.members = [Progress() for _ in members]
+    self.progress.bad_steps = [-1] * len(members)
     held = members[0][1].held
     self.checkpoints = Checkpoints(directory / 'checkpoints', readback.GROUP_PROGRESS, held)
     self.history = History(directory / 'metrics.jsonl', held, self._show)
     self.taken, self.saved = 0, set()
     configs = [config for config, _ in members]
-    self.initialize(configs + configs[-1:] * (self.size - len(members)))
-    # A copy: training takes over the memory of the state.
-    self.best = self._choose([False] * len(members), self.state, self.state)
-    self.sums = self.programs.zero()
+    self.start(configs + configs[-1:] * (self.size - len(members)))
     self.check_start()
-
-  def initialize(self, configs: Sequence[config_lib.Config]) -> None:
-    """`hyper` and `state` become those of runs of these configs before their first step."""
-    hypers = [jax.device_get(hyper_arrays(config)) for config in configs]
-    self.hyper = self.programs.put({name: np.stack([hyper[name] for hyper in hypers])
-                                    for name in hypers[0]})
-    seeds = self.programs.put(np.array([config.train.seed for config in configs], np.int32))
-    self.state = self.programs.call(self.programs.init, seeds, self.hyper)
-
-  @property
-  def parameters(self) -> int:
-    """See `Trainer`; of each member."""
-    return super().parameters // self.size
-
-  @property
-  def trained_parameters(self) -> int:
-    """See `Trainer`; of each member."""
-    return super().trained_parameters // self.size
 
   def begin(self) -> None:
     """See `Trainer`; every member takes over the same weights."""
     super().begin()
     for member in self.progress.members:
       member.init_from = self.progress.init_from
-
-  def _lanes(self, values: Sequence[bool]) -> jax.Array:
-    """bool [size] on the devices; the copies that fill up are False."""
-    return self.programs.put(np.array([*values, *[False] * (self.size - len(values))]))
-
-  def _choose(self, which: Sequence[bool], new: Any, old: Any) -> Any:
-    return self.programs.call(choose, self._lanes(which), new, old)
 
   # What `Trainer` leaves to be said.
 

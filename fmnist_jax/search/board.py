@@ -130,7 +130,7 @@ class Board:
     self._heart.join()
     with contextlib.suppress(UserError), self._guarded():
       for trial in self._trials():
-        if trial.user_attrs.get('worker') == self.worker:
+        if trial.state == TrialState.RUNNING and trial.user_attrs.get('worker') == self.worker:
           self._fail(trial)
       self._settle(self._trials())
 

@@ -17,19 +17,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from fmnist_jax import sharding, tensorboard
+from fmnist_jax import tensorboard
 from fmnist_jax.equipment import Equipment
 from fmnist_jax.errors import DivergenceError
 from fmnist_jax.interrupt import Signals
 from fmnist_jax.population.independent import group_size, is_done
-from fmnist_jax.population.stacked import MemberPrograms, member
-from fmnist_jax.population.vectorized import Group, GroupProgress, save_member
+from fmnist_jax.population.stacked import member
+from fmnist_jax.population.vectorized import Together, save_member
 from fmnist_jax.progress import Console
 from fmnist_jax.search.attempts import Attempt, Desk, Run
 from fmnist_jax.storage import readback
 from fmnist_jax.storage.checkpoint import Checkpoints
 from fmnist_jax.storage.workdir import Workdir
-from fmnist_jax.trainer import Progress, Stopwatch, describe, not_finite
+from fmnist_jax.trainer import Progress, not_finite
 
 SAVED_EVERY = 30.0  # seconds between checkpoints of all lanes, at ends of epochs
 
@@ -65,8 +65,8 @@ class Lane:
   progress: Progress
 
 
-class Lanes(Group):
-  """A group whose members come and go."""
+class Lanes(Together):
+  """Runs of one structure that come and go."""
 
   def __init__(self, equipment: Equipment, size: int, desk: Desk, waiting: list[Attempt],
                signals: Signals):
@@ -77,25 +77,13 @@ class Lanes(Group):
       waiting: attempts that were had and wait for a lane, of any structure.
       signals: polled between dispatches.
     """
-    self.console, self.signals = Console(silent=True), signals
+    super().__init__(equipment, size, Console(silent=True), signals)
     self._alone, self._desk, self._waiting = equipment, desk, waiting
-    self.size = sharding.padded(size, equipment.mesh.size)
-    self.programs = MemberPrograms(equipment.programs, self.size)
-    self.equipment = equipment.with_programs(self.programs)
-    self.config = equipment.programs.config
-    self.stopwatch = Stopwatch(self.programs)
-    self.progress: Any = GroupProgress([], [], describe(equipment))
     self.lanes: list[Lane | None] = [None] * self.size
     self._saved = time.monotonic()
     # Of the run that each lane is at; while it is empty, of any.
     self._configs = [self.config] * self.size
-    self._init()
-    self.best = self._choose([False] * self.size, self.state, self.state)
-    self.sums = self.programs.zero()
-
-  def _init(self) -> None:
-    """`hyper` and `state` become those of the lanes' runs before their first step."""
-    self.initialize(self._configs)
+    self.start(self._configs)
     self.begin()
 
   def fill_and_train(self) -> None:
@@ -140,7 +128,8 @@ class Lanes(Group):
     if not resumed:
       return
     going_on = self.state
-    self._init()
+    self.initialize(self._configs)
+    self.begin()
     entered = [k in resumed for k in range(self.size)]
     self.state = self._choose(entered, self.state, going_on)
     self.best = self._choose(entered, self.state, self.best)
@@ -174,7 +163,9 @@ class Lanes(Group):
     newest = checkpoints.latest_good()
     progress, states = Progress(init_from=self.progress.init_from), None
     if newest is not None:
-      saved = Progress.from_json(checkpoints.progress(newest))
+      kept = checkpoints.progress(newest)
+      self.check_data(kept, workdir.path)
+      saved = Progress.from_json(kept)
       if newest == saved.epoch * steps:
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype),
                             {'state': self.state, 'sums': self.sums})

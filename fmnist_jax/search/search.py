@@ -88,7 +88,8 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
 
   Raises:
     UserError: one sentence on what is wrong and what to do.
-    Interrupted: when a signal asked to leave; trials are given back, what was done is saved.
+    Interrupted: when a signal asked to leave; trials are given back, what was done is saved: of
+      trials in lanes, what was done when they were last saved, see `lanes.SAVED_EVERY`.
   """
   how, signals, directory = how or How(), signals or Unwatched(), pathlib.Path(directory)
   how.check()

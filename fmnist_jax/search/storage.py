@@ -19,7 +19,6 @@ from optuna.storages.journal import BaseJournalBackend
 from fmnist_jax.errors import ConfigError, WorkdirError
 from fmnist_jax.storage import files
 
-_LONGEST = 2**24  # bytes, of an operation
 _POSTGRES = ('postgresql', 'postgres', 'postgresql+psycopg')
 
 
@@ -59,10 +58,9 @@ class Journal(BaseJournalBackend):
       self._check(file.fileno(), 0)
       end = file.seek(0, os.SEEK_END)
       file.seek(max(0, end - 1))
-      if file.read(1) not in (b'', b'\n'):  # Cut short; no line is longer than this.
-        file.seek(max(0, end - _LONGEST))
-        end = max(0, end - _LONGEST) + file.read().rfind(b'\n') + 1
-      file.truncate(end)
+      if file.read(1) not in (b'', b'\n'):  # Cut short.
+        file.seek(0)
+        end = file.truncate(file.read().rfind(b'\n') + 1)
       file.seek(end)
       file.write(b''.join(json.dumps(log).encode() + b'\n' for log in logs))
       file.flush()
