@@ -53,7 +53,7 @@ def test_sha256_is_that_of_the_unpacked_file():
 
 def test_reads_several_gzip_members(tmp_path):
   content = encoded()
-  packed = gzip.compress(content[:9]) + gzip.compress(content[9:]) + gzip.compress(b'')
+  packed = b''.join(map(gzip.compress, (b'', content[:9], b'', content[9:], b'')))
   np.testing.assert_array_equal(idx.read(write(tmp_path, packed)), IMAGES)
 
 
@@ -80,7 +80,6 @@ BAD = {
     'gzip checksum': (wrong_checksum(), 'damaged'),
     'gzip then junk': (gzip.compress(encoded()) + b'junk', 'damaged'),
     'gzip then member': (gzip.compress(encoded()) + gzip.compress(b'x'), 'goes on'),
-    'empty member inside': (gzip.compress(b'') + gzip.compress(encoded()), 'damaged'),
 }
 
 

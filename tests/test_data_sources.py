@@ -113,7 +113,7 @@ def test_one_wrong_file_of_four_is_told(published, tmp_path):
                         (data_files.packed(arrays[2][::-1]), 'not the published'),
                         (data_files.packed(arrays[0]), 'train-images.* under another name'),
                         (data_files.packed(published['mnist'][2]), 'is MNIST'),
-                        (b'\x1f\x8b<html>', 'damaged')):
+                        (b'\x1f\x8b<html>not found</html>', 'damaged')):
     (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=told) as caught:
       sources.named('fashion_mnist', str(folder))

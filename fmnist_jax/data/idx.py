@@ -8,12 +8,12 @@ holds: a header that claims a gigabyte in a file of twenty bytes costs twenty by
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,8 +25,7 @@ _UINT8 = 0x08
 # What arrays of ours hold: bytes, and labels of more classes than those can tell apart.
 KINDS = {np.dtype(np.uint8): _UINT8, np.dtype('>i4'): 0x0C}
 _MAX_AXES = 4
-# Small: a file of tiny gzip members copies the unread rest of a piece once for each of them.
-_PIECE = 1 << 14
+_PIECE = 1 << 16
 _GZIP_MAGIC = b'\x1f\x8b'
 
 
@@ -72,25 +71,29 @@ def read(path: str | os.PathLike, *, max_bytes: int = 1 << 30) -> np.ndarray:
   except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
     raise DataError(f'{path} cannot be read: {getattr(error, "strerror", None) or error}; '
                     'check the file and its permissions.') from error
-  except zlib.error as error:
-    raise DataError(f'{path} is damaged (gzip: {error}); fetch it again.') from error
 
 
 def parse(file: BinaryIO, path: str, *, max_bytes: int) -> np.ndarray:
-  """As `read`, of a file that is open; raises zlib.error as well. `path` is for errors."""
+  """As `read`, of a file that is open. `path` is for errors."""
   magic = file.read(2)
   file.seek(0)
-  pieces = _gunzip(file, path) if magic == _GZIP_MAGIC else iter(lambda: file.read(_PIECE), b'')
+  stream: Any = gzip.GzipFile(fileobj=file) if magic == _GZIP_MAGIC else file
   content = bytearray()
 
   def fill(size: int) -> bool:
     """Reads until `content` holds at least `size` bytes; False when the file ends before."""
-    while len(content) < size:
-      piece = next(pieces, b'')
-      if not piece:
-        return False
-      content.extend(piece)
-    return True
+    try:
+      while len(content) < size:
+        piece = stream.read1(_PIECE)
+        if not piece:
+          return False
+        content.extend(piece)
+      return True
+    except EOFError as error:
+      raise DataError(f'{path} is truncated: its gzip stream breaks off; fetch it again.'
+                      ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+      raise DataError(f'{path} is damaged (gzip: {error}); fetch it again.') from error
 
   if not fill(4):
     raise DataError(f'{path} ends after {len(content)} bytes and is no IDX file; fetch it again.')
@@ -119,29 +122,6 @@ def parse(file: BinaryIO, path: str, *, max_bytes: int) -> np.ndarray:
     raise DataError(f'{path} goes on after the {size:,} bytes its header promises '
                     f'({_times(shape)}); fetch it again.')
   return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _gunzip(file: BinaryIO, path: str) -> Iterator[bytes]:
-  """Yields the unpacked bytes of all gzip members, a mebibyte at most at a time."""
-  rest, members_end = b'', True
-  while True:
-    if members_end:
-      unpack, yielded, members_end = zlib.decompressobj(wbits=31), False, False
-    piece = rest or file.read(_PIECE)
-    if not piece:
-      raise DataError(f'{path} is truncated: its gzip stream breaks off; fetch it again.')
-    unpacked = unpack.decompress(piece, 1 << 20)
-    rest = unpack.unconsumed_tail
-    if unpacked:
-      yielded = True
-      yield unpacked
-    if unpack.eof:
-      rest = unpack.unused_data or file.read(_PIECE)
-      if not rest:
-        return
-      if not yielded:
-        raise DataError(f'{path} is damaged (an empty gzip member inside); fetch it again.')
-      members_end = True
 
 
 def _times(shape: tuple[int, ...]) -> str:
