@@ -42,7 +42,7 @@ from fmnist_jax.optimizers import (
     Step,
     UpdateRule,
 )
-from fmnist_jax.settings import continuous, is_on, leaves, replace, setting
+from fmnist_jax.settings import continuous, is_on, leaves, replace, setting, to_json
 
 __all__ = [
     'CNN', 'MLP', 'SAM', 'SGD', 'Adam', 'AdamW', 'Affine', 'AlternatingFlip', 'Augmentation',
@@ -132,11 +132,6 @@ def validate(config: Any) -> Config:
     raise ConfigError(f'A config must be a fmnist_jax.Config, not {type(config).__name__}: let '
                       'get_config() return one.')
   return settings.validate(config)
-
-
-def to_json(config: Config) -> dict[str, Any]:
-  """A config as plain JSON values; a section that may be of several kinds names its own."""
-  return settings.to_json(config)
 
 
 def from_json(values: Mapping[str, Any]) -> Config:

@@ -68,6 +68,11 @@ def one_line(text: str) -> str:
   return found if len(found) <= 2000 else f'{found[:1200]} [...] {found[-700:]}'
 
 
+def first_line(error: BaseException) -> str:
+  """What others' code says in many lines."""
+  return (str(error) or type(error).__name__).split('\n', maxsplit=1)[0][:200]
+
+
 def told(error: BaseException) -> str:
   """An error of somebody's own code in one line, with the line of that code."""
   frames = [frame for frame in traceback.extract_tb(error.__traceback__)

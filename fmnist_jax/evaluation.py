@@ -187,7 +187,7 @@ def results(*, described: Mapping[str, Any], split: str, probabilities: np.ndarr
   """The contents of results.json, as the README lists them.
 
   Args:
-    described: of the data set: `data.Dataset.describe()`.
+    described: of the data set: `trainer.describe`.
     split: 'test' or 'validation'.
     probabilities: float32 [N, K].
     labels: int32 [N].

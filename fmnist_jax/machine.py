@@ -317,20 +317,15 @@ def cores() -> int:
 
 def has_bfloat16() -> bool:
   """Whether the processor has bfloat16 dot products; False where /proc/cpuinfo is absent."""
-  with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8') as file:
-    flags = next((line for line in file if line.startswith(('flags', 'Features'))), '').split()
-    return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(flags))
-  return False
+  flags = next(iter(_described('flags', 'Features')), '').split()
+  return bool({'avx512_bf16', 'amx_bf16', 'bf16'} & set(flags))
 
 
 @functools.cache
 def processor() -> str:
   """Twelve hex digits of what decides which instructions compiled programs may use."""
-  described = f'{platform.machine()} {platform.processor()}'
-  with contextlib.suppress(OSError):
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-    described += '\n'.join(sorted({line for line in lines
-                                   if line.startswith(('flags', 'model name', 'Features'))}))
+  described = f'{platform.machine()} {platform.processor()}' + '\n'.join(
+      sorted(set(_described('flags', 'model name', 'Features'))))
   return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
@@ -348,9 +343,13 @@ def versions() -> dict[str, str]:
 
 def cpu_name() -> str:
   """The processor's name, as it gives it."""
-  info = pathlib.Path('/proc/cpuinfo')
-  if info.is_file():
-    for line in info.read_text().splitlines():
-      if line.startswith('model name'):
-        return line.split(':', 1)[1].strip()
-  return platform.processor() or platform.machine()
+  named = [line.split(':', 1)[1].strip() for line in _described('model name')]
+  return named[0] if named else platform.processor() or platform.machine()
+
+
+def _described(*keys: str) -> list[str]:
+  """The lines of /proc/cpuinfo that begin with one of these; none where there is no such file."""
+  with contextlib.suppress(OSError):
+    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
+    return [line for line in lines if line.startswith(keys)]
+  return []

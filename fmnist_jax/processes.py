@@ -214,7 +214,7 @@ class Late:
     """Takes in this call's number, at least 0; returns the largest of the call before, or 0."""
     if count() == 1:
       return value
-    before, self._coming = self._coming, _largest(value)
+    before, self._coming = self._coming, _largest()(value)
     return 0 if before is None else int(before)
 
 
@@ -359,20 +359,13 @@ def _heard(client: Any, key: str) -> str:
 
 
 @functools.cache
-def _all_devices() -> NamedSharding:
-  return NamedSharding(Mesh(np.array(jax.devices()), ('device',)), PartitionSpec('device'))
-
-
-def _largest(value: int) -> jax.Array:
-  split = _all_devices()
-  values = jax.make_array_from_callback((split.mesh.size,), split,
-                                        lambda index: np.full(1, value, np.int32))
-  return _maximum()(values)
-
-
-@functools.cache
-def _maximum() -> Callable[[jax.Array], jax.Array]:
-  return jax.jit(jnp.max, out_shardings=NamedSharding(_all_devices().mesh, PartitionSpec()))
+def _largest() -> Callable[[int], jax.Array]:
+  """Finds the largest of every process's numbers, on the devices."""
+  mesh = Mesh(np.array(jax.devices()), ('device',))
+  split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (('device',), ()))
+  largest = jax.jit(jnp.max, out_shardings=whole)
+  return lambda value: largest(jax.make_array_from_callback(
+      (mesh.size,), split, lambda index: np.full(1, value, np.int32)))
 
 
 def _line(error: BaseException) -> str:

@@ -58,20 +58,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    number, digest = 0, Digest((self.examples(split), *self.IMAGE_SHAPE))
-    for images, labels in self.chunks(split):
-      digest.update(images, labels)
+    examples, chunks = self.chunks(split)
+    shape = examples, *self.IMAGE_SHAPE
+    # Of the IDX files that images and labels would make.
+    digests = hashlib.sha256(idx.header(shape)), hashlib.sha256(idx.header(shape[:1]))
+    number = 0
+    for images, labels in chunks:
+      for digest, array in zip(digests, (images, labels)):
+        digest.update(np.ascontiguousarray(array, np.uint8).data)
       for image, label in zip(images, labels.tolist()):
         yield number, {'image': image, 'label': label}
         number += 1
-    self.info.metadata['sha256'][split] = digest.hexdigests()
+    self.info.metadata['sha256'][split] = [digest.hexdigest() for digest in digests]
 
-  def chunks(self, split: str) -> Chunks:
-    """The split in order: images uint8 [n, H, W, C], labels [n]."""
-    raise NotImplementedError
-
-  def examples(self, split: str) -> int:
-    """How many examples the split has."""
+  def chunks(self, split: str) -> tuple[int, Chunks]:
+    """How many examples the split has; and they in order, images uint8 [n, H, W, C], labels [n]."""
     raise NotImplementedError
 
   def sha256(self) -> dict[str, str]:
@@ -84,27 +85,18 @@ class _Published(Builder, skip_registration=True):  # type: ignore[call-arg]
   """A published set, prepared from `files`; looked for when they are None."""
   KEY: str
   files: sources.Files | None = None
-  _read: tuple[str, Any] = ('', None)
 
   def __init_subclass__(cls, **options: Any):
     cls.CLASS_NAMES = sources.ORIGINALS[cls.KEY].class_names
     cls.IMAGE_SHAPE = sources.ORIGINALS[cls.KEY].image_shape
     super().__init_subclass__(**options)
 
-  def chunks(self, split: str) -> Chunks:
+  def chunks(self, split: str) -> tuple[int, Chunks]:
     """See `Builder`."""
-    yield self._arrays(split)
-
-  def examples(self, split: str) -> int:
-    """See `Builder`."""
-    return len(self._arrays(split)[1])
-
-  def _arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     if self.files is None:
       self.files = sources.obtain(self.KEY)
-    if self._read[0] != split:
-      self._read = split, self.files.arrays(split)
-    return self._read[1]
+    images, labels = self.files.arrays(split)
+    return len(labels), iter([(images, labels)])
 
 
 class FmnistJaxSynthetic(Builder):
@@ -113,15 +105,12 @@ class FmnistJaxSynthetic(Builder):
   CLASS_NAMES = synthetic.CLASS_NAMES
   IMAGE_SHAPE = (28, 28, 1)
 
-  def chunks(self, split: str) -> Chunks:
+  def chunks(self, split: str) -> tuple[int, Chunks]:
     """See `Builder`."""
-    for start in range(0, self.examples(split), CHUNK):
-      numbers = np.arange(start, min(start + CHUNK, self.examples(split)))
-      yield synthetic.draw(numbers, split=split)
-
-  def examples(self, split: str) -> int:
-    """See `Builder`."""
-    return int(self.builder_config.name.split('_')[SPLITS.index(split)])
+    examples = int(self.builder_config.name.split('_')[SPLITS.index(split)])
+    return examples, (
+        synthetic.draw(np.arange(start, min(start + CHUNK, examples)), split=split)
+        for start in range(0, examples, CHUNK))
 
 
 # FmnistJaxFashionMnist, which TFDS calls fmnist_jax_fashion_mnist, and so on.
@@ -129,24 +118,6 @@ BUILDERS: dict[str, type[Builder]] = {'synthetic': FmnistJaxSynthetic} | {
     key: type(f'FmnistJax{key.title().replace("_", "")}', (_Published,),
               {'KEY': key, '__doc__': original.title})
     for key, original in sources.ORIGINALS.items()}
-
-
-class Digest:
-  """The SHA-256 of the IDX files that a stream of images and labels would make."""
-
-  def __init__(self, shape: tuple[int, ...]):
-    """Args: `shape` is that of all images, [N, H, W, C]."""
-    self._images = hashlib.sha256(idx.header(shape))
-    self._labels = hashlib.sha256(idx.header(shape[:1]))
-
-  def update(self, images: np.ndarray, labels: np.ndarray) -> None:
-    """Adds images uint8 [n, H, W, C] and labels [n], below 256."""
-    self._images.update(np.ascontiguousarray(images).data)
-    self._labels.update(np.asarray(labels, np.uint8).data)
-
-  def hexdigests(self) -> list[str]:
-    """The hashes of images and labels."""
-    return [self._images.hexdigest(), self._labels.hexdigest()]
 
 
 def folder(name: str, *counts: int) -> pathlib.Path:

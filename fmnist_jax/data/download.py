@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import http.client
 import os
 import pathlib
-import queue
 import threading
 import time
 import urllib.error
@@ -133,26 +133,21 @@ def _append(url: str, part: pathlib.Path, start: int, size: int) -> int:
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
   """Calls in a thread and waits so long: looking up a name obeys no other time limit."""
-  results: queue.Queue[tuple[bool, Any]] = queue.Queue()
-  given_up = threading.Event()
+  answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
   def run() -> None:
     try:
-      result = call()
+      answer.set_result(call())
     except Exception as error:
-      results.put((False, error))
-      return
-    results.put((True, result))
-    if given_up.is_set():
-      with contextlib.suppress(Exception):
-        result.close()
+      answer.set_exception(error)
 
   threading.Thread(target=run, daemon=True).start()
-  try:
-    succeeded, result = results.get(timeout=seconds)
-  except queue.Empty:
-    given_up.set()
-    raise TimeoutError(f'no answer within {seconds:g} seconds') from None
-  if not succeeded:
-    raise result
-  return result
+  if not concurrent.futures.wait([answer], seconds).done:
+    answer.add_done_callback(_close)
+    raise TimeoutError(f'no answer within {seconds:g} seconds')
+  return answer.result()
+
+
+def _close(late: concurrent.futures.Future[Any]) -> None:
+  with contextlib.suppress(Exception):
+    late.result().close()

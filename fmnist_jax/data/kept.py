@@ -8,7 +8,6 @@ no more of them is in memory than was asked for.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,23 +143,12 @@ class Kept:
       return False
 
   def _write(self) -> None:
-    fresh, old = (self.folder.with_name(f'incomplete.{state}.{self.folder.name}')
-                  for state in ('new', 'old'))
-    try:
-      for left_over in (fresh, old):  # Of a dead process: a live one has the lock.
-        shutil.rmtree(left_over, ignore_errors=True)
-      fresh.mkdir()
+    with files.fresh_folder(self.folder) as fresh:
       logging.info('Decoding %s, this once, into %s.', self._name, self.folder)
       self._decoded(functools.partial(mapped.save, fresh))
       files.write_json(fresh / 'arrays.json', {'made_of': self._made_of, 'sha256': self._sha256},
                        sealed=True)
-      if self.folder.exists():  # Who reads the old ones keeps the files that are open.
-        self.folder.rename(old)
-      fresh.rename(self.folder)
-      self._opened = {}
-    finally:
-      for left_over in (fresh, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+    self._opened = {}
 
   def _decoded(self, put: Callable[[str, Chunks], Any]) -> dict[str, Any]:
     """Puts the first content that is not damaged where `put` does; notes its hashes."""

@@ -12,7 +12,7 @@ from absl import logging
 from fmnist_jax.data import formats, sources, synthetic
 from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.data.kept import ARRAYS, SPLITS, Content, Kept
-from fmnist_jax.errors import DataError
+from fmnist_jax.errors import DataError, first_line
 
 
 def published(name: str, files: sources.Files | None) -> Dataset:
@@ -57,7 +57,7 @@ def _contents(name: str, files: sources.Files | None, *counts: int) -> Iterator[
         made = make()
         content = _content(functools.partial(builders.decoded, made), made.sha256())
       except Exception as error:  # TFDS raises what it pleases.
-        logging.warning('The prepared copy in %s is damaged (%s).', folder, _first_line(error))
+        logging.warning('The prepared copy in %s is damaged (%s).', folder, first_line(error))
       else:
         yield content
       builders.discard(folder)
@@ -65,13 +65,10 @@ def _contents(name: str, files: sources.Files | None, *counts: int) -> Iterator[
     raise
   except Exception as error:  # A full or read-only disk, however TFDS or C++ tell it.
     logging.warning('%s cannot be prepared in %s (%s): reading it without a prepared copy.',
-                    name, folder, _first_line(error))
-  yield _content(make().chunks, {})
+                    name, folder, first_line(error))
+  made = make()
+  yield _content(lambda split: made.chunks(split)[1], {})
 
 
 def _content(chunks: Callable[[str], Any], sha256: dict[str, str]) -> Content:
   return Content({split: functools.partial(chunks, split) for split in SPLITS}, sha256)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).split('\n', maxsplit=1)[0]

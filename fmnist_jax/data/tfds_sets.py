@@ -19,7 +19,7 @@ from fmnist_jax.data import decoding, sources
 from fmnist_jax.data.dataset import Dataset
 from fmnist_jax.data.kept import SPLITS, Content, DamagedError, Kept
 from fmnist_jax.data.mapped import Chunks
-from fmnist_jax.errors import DataError
+from fmnist_jax.errors import DataError, first_line
 
 # 'tfds:NAME' or 'tfds:NAME:CONFIG'.
 NAME = re.compile(r'tfds:(\w+)(?::([\w.+-]+))?')
@@ -50,7 +50,7 @@ def read(name: str, image_shape: tuple[int, int, int], frame: str) -> Dataset:
     builder = tfds.builder_from_directory(str(folder))
     file_format = builder.info.file_format
   except Exception as error:  # TFDS raises what it pleases.
-    raise DataError(f'{name} in {folder} cannot be opened ({_first_line(error)}); prepare it again.'
+    raise DataError(f'{name} in {folder} cannot be opened ({first_line(error)}); prepare it again.'
                     ) from error
   if file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise DataError(f'{name} in {folder} is not of array_record files, which alone can be read '
@@ -148,12 +148,8 @@ class _Decoder:
         yield np.stack(images), np.array(labels)
     except Exception as error:  # TFDS and array_record raise what they please.
       raise DamagedError(f'What TFDS prepared of {self._name} cannot be read '
-                         f'({_first_line(error)}).') from error
+                         f'({first_line(error)}).') from error
 
   def _decode(self, example: Any) -> tuple[np.ndarray, int]:
     return photograph.read(io.BytesIO(example[self._image]), self._shape, 'an image',
                            self._prepare), int(example[self._label])
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).split('\n', maxsplit=1)[0][:200]

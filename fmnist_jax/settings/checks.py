@@ -123,8 +123,8 @@ def _check_type(name: str, value: Any, kind: Kind) -> Any:
       raise ConfigError(f'{name} is {shown(value)}; it must be a tuple such as (32, 64).')
     if len(value) > _MOST_ENTRIES:
       raise ConfigError(f'{name} has {len(value):,} entries; it must have at most {_MOST_ENTRIES}.')
-    one = Kind(kind.base, False, False)
-    return tuple(_check_type(f'{name}[{i}]', entry, one) for i, entry in enumerate(value))
+    return tuple(_check_type(f'{name}[{i}]', entry, Kind(kind.base))
+                 for i, entry in enumerate(value))
   if kind.base is float and type(value) is int:
     try:
       return float(value)

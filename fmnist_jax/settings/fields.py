@@ -60,8 +60,8 @@ def setting(default: Any, help: str, *, low: float | None = None, high: float | 
 class Kind(NamedTuple):
   """The type of a setting: `base`, or a tuple of it, or None."""
   base: type
-  many: bool
-  optional: bool
+  many: bool = False
+  optional: bool = False
 
 
 class Field(NamedTuple):
@@ -91,21 +91,21 @@ def hints(section_type: Any) -> dict[str, Any]:
 def kind_of(hint: Any, value: Any = None) -> Kind | None:
   """The kind that an annotation means, else that of the value; None for what is no setting."""
   if hint in WORDS:
-    return Kind(hint, False, False)
+    return Kind(hint)
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if origin is typing.Literal:
     return kind_of(type(args[0])) if len(set(map(type, args))) == 1 else None
   if origin in (typing.Union, types.UnionType):
     found = {kind_of(arg) for arg in args if arg is not type(None)}
-    if {Kind(int, False, False), Kind(float, False, False)} == found:
-      found.discard(Kind(int, False, False))
+    if found == {Kind(int), Kind(float)}:
+      found.discard(Kind(int))
     if len(found) == 1 and None not in found:
       return found.pop()._replace(optional=type(None) in args)  # type: ignore[union-attr]
   elif origin in (tuple, list, collections.abc.Sequence) and args and args[0] in WORDS:
-    return Kind(args[0], True, False)
+    return Kind(args[0], many=True)
   if isinstance(value, (tuple, list)) and value and type(value[0]) in WORDS:
-    return Kind(type(value[0]), True, False)
-  return Kind(type(value), False, False) if type(value) in WORDS else None
+    return Kind(type(value[0]), many=True)
+  return Kind(type(value)) if type(value) in WORDS else None
 
 
 def is_section(value: Any) -> bool:
@@ -115,7 +115,12 @@ def is_section(value: Any) -> bool:
 
 def is_sections_type(hint: Any) -> bool:
   """Whether an annotation is of a tuple of sections."""
-  return typing.get_origin(hint) is tuple and is_section_type(typing.get_args(hint)[0])
+  return typing.get_origin(hint) is tuple and is_section_type(entry_type(hint))
+
+
+def entry_type(hint: Any) -> Any:
+  """What an annotation of a tuple says of its entries."""
+  return (typing.get_args(hint) or (Any,))[0]
 
 
 def holds_sections(value: Any, hint: Any) -> bool:
@@ -159,15 +164,16 @@ def limits_of(field: dataclasses.Field, hint: Any) -> Limits:
   return limits
 
 
-def _entries(prefix: str, section: Any) -> Iterator[tuple[str, Any, Any]]:
-  """(dotted name, annotation, section) of a section's sections, those in tuples by number."""
-  for field, hint, value in fields_of(section):
-    name = f'{prefix}{field.name}'
-    if is_section(value):
-      yield name, hint, value
-    elif holds_sections(value, hint):
-      inner = (typing.get_args(hint) or (Any,))[0]
-      yield from ((f'{name}.{i}', inner, entry) for i, entry in enumerate(value))
+def within(name: str, hint: Any, value: Any) -> list[tuple[str, Any, Any]] | None:
+  """(dotted name, annotation, section) of the sections in a field; None of one that has others.
+
+  Those in tuples go by number.
+  """
+  if is_section(value):
+    return [(name, hint, value)]
+  if holds_sections(value, hint):
+    return [(f'{name}.{i}', entry_type(hint), entry) for i, entry in enumerate(value)]
+  return None
 
 
 def leaves(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Field]]:
@@ -177,22 +183,20 @@ def leaves(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Field]]:
   """
   for field, hint, value in fields_of(section):
     name = prefix + field.name
-    if is_section(value):
-      yield from leaves(value, f'{name}.')
-    elif holds_sections(value, hint):
-      for i, entry in enumerate(value):
-        yield from leaves(entry, f'{name}.{i}.')
-    else:
-      kind = kind_of(hint, value)
-      if kind:
-        yield name, value, Field(field.name, kind, limits_of(field, hint))
+    inner = within(name, hint, value)
+    if inner is not None:
+      for place, _, entry in inner:
+        yield from leaves(entry, f'{place}.')
+    elif kind := kind_of(hint, value):
+      yield name, value, Field(field.name, kind, limits_of(field, hint))
 
 
 def sections(section: Any, prefix: str = '') -> Iterator[tuple[str, Any, Any]]:
   """(dotted name, declared type, section) of every section inside a section, outer ones first."""
-  for name, hint, value in _entries(prefix, section):
-    yield name, base_of(hint), value
-    yield from sections(value, f'{name}.')
+  for field, hint, value in fields_of(section):
+    for name, base, entry in within(prefix + field.name, hint, value) or ():
+      yield name, base_of(base), entry
+      yield from sections(entry, f'{name}.')
 
 
 def base_of(hint: Any) -> type:

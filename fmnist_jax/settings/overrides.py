@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any
 
 from fmnist_jax.errors import ConfigError
@@ -10,6 +9,7 @@ from fmnist_jax.settings.fields import (
     WORDS,
     Kind,
     base_of,
+    entry_type,
     fields_of,
     holds_sections,
     is_section,
@@ -39,7 +39,7 @@ def override(section: Any, text: str) -> Any:
   if is_section(current):
     return replace(section, {name: _made(name, value, base_of(hint), current)})
   if holds_sections(current, hint):
-    base = base_of((typing.get_args(hint) or (Any,))[0])
+    base = base_of(entry_type(hint))
     wanted = [part.strip() for part in value.strip('()').split(',') if part.strip()]
     return replace(section, {name: tuple(_made(name, part, base) for part in wanted)})
   kind = kind_of(hint, current)
@@ -58,7 +58,7 @@ def _find(section: Any, name: str) -> tuple[Any, Any]:
         hint, value = fields[part]
         continue
     elif holds_sections(value, hint) and part.isdecimal() and int(part[:9]) < len(value):
-      hint, value = (typing.get_args(hint) or (Any,))[0], value[int(part)]
+      hint, value = entry_type(hint), value[int(part)]
       continue
     told = unknown(name, [leaf for leaf, _, _ in leaves(section)])
     kinds = [f'{place}={kind_name(type(entry))}' for place, wanted, entry in sections(section)
@@ -95,8 +95,7 @@ def parse(name: str, text: str, kind: Kind) -> Any:
     return None
   if kind.many:
     entries = text.strip().removeprefix('(').removesuffix(')').split(',')
-    one = Kind(kind.base, False, False)
-    return tuple(parse(name, entry.strip(), one) for entry in entries if entry.strip())
+    return tuple(parse(name, entry.strip(), Kind(kind.base)) for entry in entries if entry.strip())
   if kind.base is str:
     return text
   if kind.base is bool and text.lower() in ('true', 'false'):

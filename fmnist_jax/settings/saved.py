@@ -7,7 +7,6 @@ import dataclasses
 import json
 import pathlib
 import sys
-import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from fmnist_jax.settings.fields import (
     base_of,
     declared,
     default_of,
+    entry_type,
     fields_of,
     holds_sections,
     is_section,
@@ -129,14 +129,14 @@ def from_json(section_type: type, values: Any, prefix: str = '') -> Any:
 
 
 def _decoded(place: str, value: Any, hint: Any) -> Any:
-  inner = (typing.get_args(hint) or (Any,))[0]
   if is_section_type(hint):
     return _section(place, value, hint)
   if is_sections_type(hint) or (isinstance(value, list) and not kind_of(hint)
                                 and any(isinstance(entry, Mapping) for entry in value)):
     if not isinstance(value, list):
       raise ConfigError(f'{place} is {shown(value)}; it must be a list of sections.')
-    return tuple(_section(f'{place}.{i}', entry, base_of(inner)) for i, entry in enumerate(value))
+    base = base_of(entry_type(hint))
+    return tuple(_section(f'{place}.{i}', entry, base) for i, entry in enumerate(value))
   if isinstance(value, Mapping) and not kind_of(hint):  # A module in a field of any type.
     return _section(place, value, nn.Module)
   return tuple(value) if isinstance(value, list) else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fmnist_jax.settings.fields import default_of, fields_of, holds_sections, is_section
+from fmnist_jax.settings.fields import default_of, fields_of, holds_sections, is_section, within
 
 _WIDTH = 100
 
@@ -43,8 +43,7 @@ def imports(section: Any) -> dict[str, set[str]]:
     for field, hint, value in fields_of(section):
       if value == default_of(field):
         continue
-      for entry in value if holds_sections(value, hint) else [value]:
-        if is_section(entry):
-          add(entry)
+      for _, _, entry in within(field.name, hint, value) or ():
+        add(entry)
   add(section)
   return found

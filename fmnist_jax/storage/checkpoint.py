@@ -80,13 +80,29 @@ class Checkpoints:
     return sorted({int(match[1]) for match in (re.fullmatch(r'(?:\.old-)?(\d+)', name)
                                                for name in names) if match})
 
-  def verify(self, step: int) -> None:
+  def verify(self, step: int) -> tuple[pathlib.Path, dict[str, Any]]:
     """Checks that every file of a checkpoint is there and has not changed since it was written.
+
+    Returns:
+      Its directory, and the contents of its manifest.
 
     Raises:
       CheckpointError: naming what is missing, damaged or too much.
     """
-    self._verified(step)
+    directory = self._path(step)
+    if not directory.is_dir():
+      there = ', '.join(map(str, self.steps())) or 'none'
+      raise CheckpointError(f'There is no checkpoint of step {step} in {self.directory}; those '
+                            f'present: {there}.')
+    try:
+      contents = manifest.verify(directory)
+    except OSError as error:
+      raise CheckpointError(f'The checkpoint {directory} could not be read: {_reason(error)}.'
+                            ) from error
+    if contents['step'] != step:
+      raise CheckpointError(f'The checkpoint {directory} is really that of step '
+                            f'{contents["step"]}; give it back its name.')
+    return directory, contents
 
   @processes.by_primary
   def intact(self) -> list[int]:
@@ -140,13 +156,8 @@ class Checkpoints:
       CheckpointError: when the checkpoint is missing, damaged, of another model, or written by a
         newer version of this library.
     """
-    progress: list[dict[str, Any]] = []
-    def read() -> PyTree:
-      state, own = self._restore(step, like)
-      progress.append(own)
-      return state
-    state = processes.arrays_of_primary(read, like)
-    return state, processes.of_primary(lambda: progress[0])
+    state = processes.arrays_of_primary(lambda: self._state(step, like), like)
+    return state, processes.of_primary(lambda: self._read_progress(self._path(step)))
 
   def describe(self, step: int) -> tuple[Shapes, str]:
     """What is in a checkpoint, whatever model it is of.
@@ -158,7 +169,7 @@ class Checkpoints:
       CheckpointError: as `restore` does.
     """
     def read() -> tuple[Shapes, str]:
-      directory, contents = self._verified(step)
+      directory, contents = self.verify(step)
       with _of_libraries(directory, contents):
         return _shapes(_stored_arrays(directory)), files.digest(contents)
     shapes, sha256 = processes.of_primary(read)
@@ -175,14 +186,14 @@ class Checkpoints:
       CheckpointError: as `restore` does.
     """
     def read() -> dict[str, np.ndarray]:
-      directory, contents = self._verified(step)
+      directory, contents = self.verify(step)
       with _of_libraries(directory, contents):
         return _read_arrays(directory, _stored_arrays(directory), wanted)
     return processes.arrays_of_primary(read, {
         name: jax.ShapeDtypeStruct(shape, dtype) for name, (dtype, shape) in wanted.items()})
 
-  def _restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    directory, contents = self._verified(step)
+  def _state(self, step: int, like: PyTree) -> PyTree:
+    directory, contents = self.verify(step)
     wanted, structure = _named(like)
     with _of_libraries(directory, contents):
       # Shapes first: what does not fit is not read, however large it claims to be.
@@ -191,12 +202,12 @@ class Checkpoints:
       arrays = _read_arrays(directory, stored, stored)
     leaves = [np.asarray(arrays[name]) if _stored(leaf) else np.zeros(leaf.shape, leaf.dtype)
               for name, leaf in wanted]
-    return jax.tree.unflatten(structure, leaves), self._read_progress(directory)
+    return jax.tree.unflatten(structure, leaves)
 
   @processes.by_primary
   def progress(self, step: int) -> dict[str, Any]:
     """What was saved beside the arrays of a checkpoint, which is verified first; see `restore`."""
-    return self._read_progress(self._verified(step)[0])
+    return self._read_progress(self.verify(step)[0])
 
   def _read_progress(self, directory: pathlib.Path) -> dict[str, Any]:
     """The progress of a verified checkpoint; that it is verified does not mean that it is ours."""
@@ -307,47 +318,31 @@ class Checkpoints:
     self._clean = True
     for old in self._leftovers('.old-*'):
       current = self.directory / old.name.removeprefix('.old-')
-      try:
+      with self._removing(old):
         if current.exists():
           self._discard(old)
         else:
           old.rename(current)
-      except OSError as error:
-        self._could_not_remove(old, error)
     for path in [*self._leftovers('.new-*'), *self._leftovers('.trash-*')]:
-      try:
+      with self._removing(path):
         shutil.rmtree(path)
-      except OSError as error:
-        self._could_not_remove(path, error)
 
   def _leftovers(self, pattern: str) -> list[pathlib.Path]:
     return sorted(self.directory.glob(pattern))
 
-  def _could_not_remove(self, path: pathlib.Path, error: OSError) -> None:
-    self._clean = False  # The next save tries again.
-    logging.warning('%s, which is not needed any more, could not be removed: %s.', path,
-                    _reason(error))
+  @contextlib.contextmanager
+  def _removing(self, path: pathlib.Path) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      self._clean = False  # The next save tries again.
+      logging.warning('%s, which is not needed any more, could not be removed: %s.', path,
+                      _reason(error))
 
   def _path(self, step: int) -> pathlib.Path:
     path = self.directory / str(step)
     old = self.directory / f'.old-{step}'
     return old if old.exists() and not path.exists() else path
-
-  def _verified(self, step: int) -> tuple[pathlib.Path, dict[str, Any]]:
-    directory = self._path(step)
-    if not directory.is_dir():
-      there = ', '.join(map(str, self.steps())) or 'none'
-      raise CheckpointError(f'There is no checkpoint of step {step} in {self.directory}; those '
-                            f'present: {there}.')
-    try:
-      contents = manifest.verify(directory)
-    except OSError as error:
-      raise CheckpointError(f'The checkpoint {directory} could not be read: {_reason(error)}.'
-                            ) from error
-    if contents['step'] != step:
-      raise CheckpointError(f'The checkpoint {directory} is really that of step '
-                            f'{contents["step"]}; give it back its name.')
-    return directory, contents
 
   def _write(self, step: int, arrays: dict[str, np.ndarray], progress: bytes,
              keep: frozenset[int]) -> None:
@@ -381,10 +376,8 @@ class Checkpoints:
     unneeded = [s for s in self.steps()
                 if s != step and s not in keep and _is_ours(self._path(s))]
     for path in [*self._leftovers('.old-*'), *map(self._path, unneeded)]:
-      try:
+      with self._removing(path):
         self._discard(path)
-      except OSError as error:
-        self._could_not_remove(path, error)
 
   def _discard(self, path: pathlib.Path) -> None:
     """Removes a directory so that, half removed, it cannot be taken for a checkpoint."""

@@ -22,6 +22,16 @@ _TEMPORARY = '.partial-'
 
 
 @contextlib.contextmanager
+def writing(path: PathLike) -> Iterator[None]:
+  """Raises WorkdirError, with the system's reason, when `path` cannot be written inside."""
+  try:
+    yield
+  except OSError as error:
+    raise WorkdirError(f'{path} could not be written: {reason(error)}; free some space or give '
+                       'permission, then run the same command again.') from error
+
+
+@contextlib.contextmanager
 def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
   """Opens a file that appears under its name only when it is complete and on the disk.
 
@@ -40,18 +50,16 @@ def atomic_writer(path: PathLike) -> Iterator[BinaryIO]:
   path = pathlib.Path(path)
   temporary = path.with_name(f'.{path.name}{_TEMPORARY}{secrets.token_hex(4)}')
   try:
-    with open(temporary, 'xb') as file:
-      # Held while the writer lives: what `remove_leftovers` can lock belongs to nobody.
-      with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-      os.rename(temporary, path)
-    fsync_directory(path.parent)
-  except OSError as error:
-    raise WorkdirError(f'{path} could not be written: {reason(error)}; free some space or give '
-                       'permission, then run the same command again.') from error
+    with writing(path):
+      with open(temporary, 'xb') as file:
+        # Held while the writer lives: what `remove_leftovers` can lock belongs to nobody.
+        with contextlib.suppress(OSError):
+          fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.rename(temporary, path)
+      fsync_directory(path.parent)
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
@@ -118,9 +126,7 @@ def digest(value: Any) -> str:
 
 
 def replace_folder(folder: PathLike, files: Mapping[str, bytes]) -> None:
-  """Makes a folder hold exactly these files, or leaves it as it was.
-
-  Whenever a folder of this name exists, it is complete.
+  """Makes a folder hold exactly these files, or leaves it as it was; see `fresh_folder`.
 
   Args:
     folder: created, with its parents, when it does not exist.
@@ -129,25 +135,31 @@ def replace_folder(folder: PathLike, files: Mapping[str, bytes]) -> None:
   Raises:
     WorkdirError: with the system's reason when it cannot be written.
   """
+  with writing(folder), fresh_folder(folder) as fresh:
+    for name, content in files.items():
+      (fresh / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def fresh_folder(folder: PathLike) -> Iterator[pathlib.Path]:
+  """A new folder, which takes the name of `folder` when it is complete; raises OSError.
+
+  Whenever a folder of that name exists, it is complete. Who reads the one before keeps the files
+  that are open.
+  """
   folder = pathlib.Path(folder)
   fresh, old = (folder.with_name(f'.{folder.name}.{state}') for state in ('new', 'old'))
   try:
     for left_over in (fresh, old):  # of a process that was killed here
       shutil.rmtree(left_over, ignore_errors=True)
     fresh.mkdir(parents=True)
-    try:
-      for name, content in files.items():
-        (fresh / name).write_bytes(content)
-    except BaseException:
-      shutil.rmtree(fresh, ignore_errors=True)
-      raise
+    yield fresh
     if folder.exists():
       folder.rename(old)
     fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-  except OSError as error:
-    raise WorkdirError(f'{folder} could not be written: {reason(error)}; free some space or give '
-                       'permission, then run the same command again.') from error
+  finally:
+    for left_over in (fresh, old):
+      shutil.rmtree(left_over, ignore_errors=True)
 
 
 def fsync_directory(path: PathLike) -> None:

@@ -19,6 +19,8 @@ from fmnist_jax.storage import files, readback
 
 FORMAT = 1
 NAME = 'manifest.json'
+_FORM = {'format': range(FORMAT, FORMAT + 1), 'step': int,
+         'files': {str: {'size': int, 'sha256': str}}, 'versions': {str: str}}
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint')
 
 
@@ -103,16 +105,12 @@ def _read(directory: pathlib.Path) -> dict[str, Any]:
       raise NewerFormatError(f'The checkpoint {directory} was written by a newer fmnist_jax '
                              f'(format {contents["format"]}, this one reads {FORMAT}); upgrade '
                              'fmnist_jax.')
-    if contents['format'] != FORMAT or type(contents['step']) is not int:
+    if readback.problem(contents, _FORM):  # Whoever wrote a wrong manifest can seal it too.
       raise ValueError
-    # Whoever wrote a wrong manifest can seal it too.
-    for entry in contents['files'].values():
-      _ = entry['size'], entry['sha256']
-    _ = dict(contents['versions'])
     return contents
   except FileNotFoundError:
     problem = 'is missing'
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+  except (ValueError, KeyError, TypeError, RecursionError):
     pass
   raise CheckpointError(f'The checkpoint {directory} is damaged: its {NAME} {problem}.')
 

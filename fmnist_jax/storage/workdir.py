@@ -35,6 +35,7 @@ from fmnist_jax.storage.files import (
   remove_leftovers,
   write_bytes,
   write_json,
+  writing,
 )
 
 _LOCK_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
@@ -106,7 +107,25 @@ class History:
       ValueError: when the record holds NaN or infinity.
       WorkdirError: when it cannot be written; the file is then as it was.
     """
-    self._append(record)
+    self._held()
+    if self._lines is None:
+      self._lines = [line for _, line in self._parse(self._load())]
+    line = _sealed(self._lines, record)
+    end = sum(map(len, self._lines))
+    with writing(self.path), open(self.path, 'ab') as file:
+      if os.fstat(file.fileno()).st_nlink > 1:  # A hard-linked copy keeps what it has.
+        write_bytes(self.path, b''.join([*self._lines, line]))
+      else:
+        try:
+          file.truncate(end)  # What a killed process or a full disk cut short.
+          file.write(line)
+          file.flush()
+          os.fsync(file.fileno())
+        except OSError:
+          with contextlib.suppress(OSError):
+            file.truncate(end)
+          raise
+    self._lines.append(line)
     self._on_record(dict(record))
 
   @processes.by_primary
@@ -150,31 +169,6 @@ class History:
     write_bytes(self.path, b''.join(lines))
     self._lines = lines
 
-  def _append(self, record: Mapping[str, Any]) -> None:
-    self._held()
-    if self._lines is None:
-      self._lines = [line for _, line in self._parse(self._load())]
-    line = _sealed(self._lines, record)
-    end = sum(map(len, self._lines))
-    try:
-      with open(self.path, 'ab') as file:
-        if os.fstat(file.fileno()).st_nlink > 1:  # A hard-linked copy keeps what it has.
-          write_bytes(self.path, b''.join([*self._lines, line]))
-        else:
-          try:
-            file.truncate(end)  # What a killed process or a full disk cut short.
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-          except OSError:
-            with contextlib.suppress(OSError):
-              file.truncate(end)
-            raise
-    except OSError as error:
-      raise WorkdirError(f'{self.path} could not be written: {reason(error)}; free some space or '
-                         'give permission, then run the same command again.') from error
-    self._lines.append(line)
-
   def _load(self) -> bytes:
     try:
       return readback.content(self.path)
@@ -187,7 +181,7 @@ class History:
     """(record, its line with the newline) of every whole line."""
     records: list[tuple[dict[str, Any], bytes]] = []
     # Not splitlines: a carriage return does not end a line.
-    lines = content[:_whole_lines(content)].split(b'\n')[:-1]
+    lines = content.split(b'\n')[:-1]
     for number, line in enumerate((line + b'\n' for line in lines), 1):
       try:
         match = _SEALED.fullmatch(line)
@@ -219,10 +213,6 @@ def _sealed(before: list[bytes], record: Mapping[str, Any]) -> bytes:
   """A record's line; raises ValueError for NaN and infinity."""
   body = json.dumps(dict(record), allow_nan=False).encode()[:-1]
   return body + _SEAL % _seal(before, body)
-
-
-def _whole_lines(content: bytes) -> int:
-  return content.rfind(b'\n') + 1
 
 
 _open_locks: weakref.WeakSet[Workdir] = weakref.WeakSet()
