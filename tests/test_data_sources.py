@@ -143,6 +143,24 @@ def test_caches_are_found(published, tmp_path, place):
   np.testing.assert_array_equal(files.arrays('test')[0][..., 0], published['fashion_mnist'][2])
 
 
+def test_what_may_not_be_read_beside_downloads_of_tfds_is_passed_over(published, tmp_path,
+                                                                      monkeypatch):
+  folder = tmp_path / 'tfds' / 'downloads'
+  folder.mkdir(parents=True)
+  (folder / 'link').symlink_to(tmp_path / 'nowhere')
+  for size in sources.ORIGINALS['fashion_mnist'].packed_bytes:
+    (folder / f'secret{size}').write_bytes(bytes(size))
+  for i, array in enumerate(published['fashion_mnist']):
+    (folder / f'host_t{i}Xy.gz').write_bytes(data_files.packed(array))
+  def guarded(path, *args):
+    if 'secret' in str(path):
+      raise PermissionError(13, 'Permission denied', path)
+    return open(path, *args)
+  monkeypatch.setattr(formats, 'open', guarded, raising=False)
+  files, _ = sources.cached('fashion_mnist')
+  np.testing.assert_array_equal(files.arrays('train')[0][..., 0], published['fashion_mnist'][0])
+
+
 def test_tfds_downloads_are_found_by_content(published, tmp_path):
   folder = tmp_path / 'tfds' / 'downloads'
   folder.mkdir(parents=True)

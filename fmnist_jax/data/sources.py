@@ -147,10 +147,12 @@ def _by_content(folder: pathlib.Path, published: Mapping[int, str]) -> pathlib.P
     places = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
     for place in places:
       for entry in place.iterdir():
-        size = entry.stat().st_size
-        if (entry.is_file() and size in published
-            and originals.file_sha256(entry) == published[size]):
-          return entry
+        size = entry.stat().st_size if entry.is_file() else -1  # A link may lead nowhere.
+        try:
+          if size in published and originals.file_sha256(entry) == published[size]:
+            return entry
+        except DataError as error:
+          logging.warning('Passing over a cache: %s', error)
   except OSError as error:
     if folder.exists():
       logging.warning('Passing over %s: %s.', folder, error.strerror)
