@@ -105,6 +105,17 @@ def test_what_is_no_set_of_labelled_images_is_told(prepare, tmp_path):
     load('tfds:own_pictures:unlabelled')
 
 
+def test_a_split_without_examples_or_of_no_class_is_told(prepare, tmp_path):
+  some, few = files(tmp_path / 'a', 20), files(tmp_path / 'b', 6)
+  prepare(train=few, config=tfds.core.BuilderConfig(name='few'))
+  with pytest.raises(DataError, match='few has no example in its split test; it must have some'):
+    load('tfds:own_pictures:few').test  # noqa: B018
+  prepare(train=some, test=[one | {'kind': -1} for one in few],
+          config=tfds.core.BuilderConfig(name='secret'))
+  with pytest.raises(DataError, match='secret has examples of no class in its split test'):
+    load('tfds:own_pictures:secret').test  # noqa: B018
+
+
 @pytest.mark.parametrize('damage', ['info', 'records', 'format'])
 def test_a_damaged_set_is_told(prepare, tmp_path, damage):
   prepare(train=files(tmp_path / 'a', 20), test=files(tmp_path / 'b', 6))

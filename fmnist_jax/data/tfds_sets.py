@@ -133,7 +133,18 @@ class _Decoder:
     if test != 'test':
       logging.info('%s has no test split: %s takes its place.', self._name,
                    test or 'one training example in ten')
-    yield Content({split: functools.partial(self._chunks, parts[split]) for split in SPLITS}, {})
+    for split, part in parts.items():
+      if not part.indices.size:
+        raise DataError(f'{self._name} has no example in its split {split}; it must have some (of '
+                        'a set without a test split, every tenth one for training is set aside).')
+    yield Content({split: functools.partial(self._labelled, parts[split]) for split in SPLITS}, {})
+
+  def _labelled(self, part: _Part) -> Chunks:
+    for images, labels in self._chunks(part):
+      if labels.min() < 0:  # As those of a competition's test split are.
+        raise DataError(f'{self._name} has examples of no class in its split {part.split}; all '
+                        'must have one.')
+      yield images, labels
 
   def _chunks(self, part: _Part) -> Chunks:
     import tensorflow_datasets as tfds
