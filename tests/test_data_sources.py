@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import gzip
+import http.client
 import http.server
 import importlib.util
 import os
@@ -288,6 +290,19 @@ def test_a_broken_download_goes_on(published, mirrors, ranges):
     assert not mirrors[1].requests
   else:
     assert mirrors[1].requests
+
+
+def test_a_network_that_fails_meanwhile_is_a_connection_that_breaks_off(published, mirrors,
+                                                                        monkeypatch):
+  read, failures = http.client.HTTPResponse.read1, [
+      OSError(errno.EHOSTUNREACH, 'No route to host')]
+  def read1(self, *args):
+    if failures:
+      raise failures.pop()
+    return read(self, *args)
+  monkeypatch.setattr(http.client.HTTPResponse, 'read1', read1)
+  downloaded(published)
+  assert mirrors[1].requests
 
 
 def test_a_trickle_is_given_up(published, mirrors, monkeypatch):

@@ -119,7 +119,7 @@ def _append(url: str, part: pathlib.Path, start: int, size: int) -> int:
       while reached < size:
         try:
           piece = response.read1(min(_PIECE, size - reached))
-        except (TimeoutError, ConnectionError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException):
           break
         if not piece:
           break
