@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -25,12 +25,6 @@ from fmnist_jax.errors import DataError, first_line
 NAME = re.compile(r'tfds:(\w+)(?::([\w.+-]+))?')
 _VERSION = re.compile(r'\d+\.\d+\.\d+')
 _TESTED = 10  # Where there is no test split, one example in so many is set aside.
-
-
-class _Part(NamedTuple):
-  """Some examples of a split of TFDS's: those at `indices`."""
-  split: str
-  indices: np.ndarray
 
 
 def read(name: str, image_shape: tuple[int, int, int], frame: str) -> Dataset:
@@ -121,40 +115,37 @@ class _Decoder:
     splits = {split: info.num_examples for split, info in self._builder.info.splits.items()}
     if 'train' not in splits:
       raise DataError(f'{self._name} has no split train, but {", ".join(splits) or "none"}.')
-    everything = np.arange(splits['train'])
-    parts = {'train': _Part('train', everything)}
     test = next((split for split in ('test', 'validation') if split in splits), None)
-    if test:
-      parts['test'] = _Part(test, np.arange(splits[test]))
-    else:
-      set_aside = everything % _TESTED == _TESTED - 1
-      parts = {'train': _Part('train', everything[~set_aside]),
-               'test': _Part('train', everything[set_aside])}
+    train = np.arange(splits['train'])
+    set_aside = (train % _TESTED == _TESTED - 1) & (test is None)
+    parts = {'train': ('train', train[~set_aside]),
+             'test': (test, np.arange(splits[test])) if test else ('train', train[set_aside])}
     if test != 'test':
       logging.info('%s has no test split: %s takes its place.', self._name,
                    test or 'one training example in ten')
-    for split, part in parts.items():
-      if not part.indices.size:
+    for split, (_, indices) in parts.items():
+      if not indices.size:
         raise DataError(f'{self._name} has no example in its split {split}; it must have some (of '
                         'a set without a test split, every tenth one for training is set aside).')
-    yield Content({split: functools.partial(self._labelled, parts[split]) for split in SPLITS}, {})
+    yield Content({split: functools.partial(self._labelled, *parts[split]) for split in SPLITS}, {})
 
-  def _labelled(self, part: _Part) -> Chunks:
-    for images, labels in self._chunks(part):
+  def _labelled(self, split: str, indices: np.ndarray) -> Chunks:
+    """The examples at `indices` of a split of TFDS's."""
+    for images, labels in self._chunks(split, indices):
       if labels.min() < 0:  # As those of a competition's test split are.
-        raise DataError(f'{self._name} has examples of no class in its split {part.split}; all '
+        raise DataError(f'{self._name} has examples of no class in its split {split}; all '
                         'must have one.')
       yield images, labels
 
-  def _chunks(self, part: _Part) -> Chunks:
+  def _chunks(self, split: str, indices: np.ndarray) -> Chunks:
     import tensorflow_datasets as tfds
     step = decoding.chunk(self._shape)
     try:
       source = self._builder.as_data_source(
-          part.split, decoders={self._image: tfds.decode.SkipDecoding()})
-      lots = (source.__getitems__(part.indices[start:start + step].tolist())
-              for start in range(0, len(part.indices), step))
-      for found in decoding.decoded(self._decode, lots, len(part.indices), self._name):
+          split, decoders={self._image: tfds.decode.SkipDecoding()})
+      lots = (source.__getitems__(indices[start:start + step].tolist())
+              for start in range(0, len(indices), step))
+      for found in decoding.decoded(self._decode, lots, len(indices), self._name):
         images, labels = zip(*found)
         yield np.stack(images), np.array(labels)
     except Exception as error:  # TFDS and array_record raise what they please.
