@@ -220,21 +220,33 @@ def _lessons(model: str, ways: dict[str, list[dict[str, Any]]],
     if way != 'random' and 'random' in ways:
       several = list(zip(test('random'), test(way)))
       change = metrics.paired_difference(*map(list, zip(*several)))
-      sure = change.half_width is not None and abs(change.mean) > change.half_width
       lines.append(f'`{model}`, {way} beside random search, test accuracy of what was found: '
-                   f'{record.points(change)} points ({len(several)} repetitions)'
-                   + ('.' if sure else ', which shows no difference.'))
+                   f'{record.points(change)} points{_shown(change)}')
   gains = [value - 100 * shipped['mean'] for value in test('tpe')]
   gain = metrics.mean_interval(gains)
   lines.append(f'`{model}`, what tpe found beside the shipped settings at this budget: '
                f'{record.points(gain)} points on the test images.')
   if 'tpe, median' in ways:
+    change = metrics.paired_difference(test('tpe'), test('tpe, median'))
+    epochs, seconds = (
+        sum(cost(one) for one in ways['tpe, median']) / sum(cost(one) for one in ways['tpe'])
+        for cost in (lambda one: one['steps'][-1][0], lambda one: one['seconds']))
+    lines.append(f'`{model}`, pruning: as many trials in {epochs:.0%} of the epochs and '
+                 f'{seconds:.0%} of the seconds; test accuracy of what was found: '
+                 f'{record.points(change)} points{_shown(change)}')
     target = min(one['validation'] for several in ways.values() for one in several)
     for way, several in ways.items():
       needed = [float(reached(one['steps'], target) or 0) for one in several]
       lines.append(f'`{model}`, {way}: {target:.2%} validation accuracy was reached after '
                    f'{summary.plus_minus(summary.statistics(needed), 1, 0)} epochs of training.')
   return lines
+
+
+def _shown(change: metrics.Interval) -> str:
+  """The end of a sentence with a change."""
+  if change.half_width is None:
+    return ', of one search each.'
+  return '.' if abs(change.mean) > change.half_width else ', which shows no difference.'
 
 
 def picture(found: dict[str, dict[str, list[dict[str, Any]]]]) -> bytes:
