@@ -130,7 +130,8 @@ def importances(found: Mapping[str, Any], theme: Theme) -> Figure:
   axes.set_yticks(range(len(shares)), [_short(name) for name in shares])
   axes.set_ylim(len(shares) - 0.4, -0.6)
   axes.grid(color=theme.grid, linewidth=0.8, axis='x')
-  axes.set_xlabel('share of importance for the best tenth (PED-ANOVA)', color=theme.ink)
+  axes.set_xlabel('share of importance for the best tenth (PED-ANOVA)', color=theme.ink,
+                  loc='right')
   canvas.put_title(figure, 'Importances', theme)
   return figure
 
@@ -163,6 +164,9 @@ def _placed(axes: Axes, domain: Any, values: Sequence[Any]) -> list[float]:
   if isinstance(domain, list):
     texts = _texts(values, domain)
     axes.set_xticks(range(len(texts)), [_short(text) for text in texts])
+    if sum(map(len, texts)) > 16:
+      for label in axes.get_xticklabels():
+        label.set(rotation=20, horizontalalignment='right')
     axes.set_xlim(-0.6, len(texts) - 0.4)
     return [texts.index(str(value)) for value in values]
   if domain['log']:
