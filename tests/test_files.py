@@ -104,3 +104,23 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
   replace_folder(folder, {'a': b'new'})
   assert [path.name for path in tmp_path.iterdir()] == ['report']
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == {'a': b'new'}
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_between_two_renames_a_folder_is_not_lost(tmp_path, monkeypatch, killed):
+  folder = tmp_path / 'report'
+  replace_folder(folder, {'a': b'old'})
+  if killed:
+    folder.rename(tmp_path / '.report.old')
+  rename = pathlib.Path.rename
+
+  def refused(path, target):
+    if path.name == '.report.new':
+      raise OSError('no rename')
+    return rename(path, target)
+
+  monkeypatch.setattr(pathlib.Path, 'rename', refused)
+  with pytest.raises(WorkdirError, match='no rename'):
+    replace_folder(folder, {'a': b'new'})
+  assert [path.name for path in tmp_path.iterdir()] == ['report']
+  assert (folder / 'a').read_bytes() == b'old'

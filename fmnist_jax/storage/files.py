@@ -144,22 +144,27 @@ def replace_folder(folder: PathLike, files: Mapping[str, bytes]) -> None:
 def fresh_folder(folder: PathLike) -> Iterator[pathlib.Path]:
   """A new folder, which takes the name of `folder` when it is complete; raises OSError.
 
-  Whenever a folder of that name exists, it is complete. Who reads the one before keeps the files
-  that are open.
+  Whenever a folder of that name exists, it is complete; the one before is there until it does. Who
+  reads that one keeps the files that are open.
   """
   folder = pathlib.Path(folder)
   fresh, old = (folder.with_name(f'.{folder.name}.{state}') for state in ('new', 'old'))
-  try:
-    for left_over in (fresh, old):  # of a process that was killed here
+
+  def clear() -> None:
+    if old.exists() and not folder.exists():  # Killed, or failed, between two renames.
+      old.rename(folder)
+    for left_over in (fresh, old):
       shutil.rmtree(left_over, ignore_errors=True)
+
+  clear()
+  try:
     fresh.mkdir(parents=True)
     yield fresh
     if folder.exists():
       folder.rename(old)
     fresh.rename(folder)
   finally:
-    for left_over in (fresh, old):
-      shutil.rmtree(left_over, ignore_errors=True)
+    clear()
 
 
 def fsync_directory(path: PathLike) -> None:
