@@ -148,6 +148,10 @@ def test_cifar100_is_of_fine_labels(monkeypatch, tmp_path):
   for found, known in zip(
       sources.ORIGINALS['cifar100'].arrays((str(folder / 'python'),), 'train'), (images, fine)):
     np.testing.assert_array_equal(found, known)
+  (folder / 'evil').write_bytes(tar({
+      f'cifar-100-python/{name}': pickle.dumps({'data': print}) for name in ('train', 'test')}))
+  with pytest.raises(pickle.UnpicklingError, match=r'builtins\.print'):
+    sources.ORIGINALS['cifar100'].arrays((str(folder / 'evil'),), 'train')
 
 
 @pytest.mark.parametrize(('part', 'first', 'classes'), [('letters', 1, 26), ('balanced', 0, 47)])
