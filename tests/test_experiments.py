@@ -13,7 +13,7 @@ import runs
 
 from fmnist_jax import config as config_lib
 from fmnist_jax import config_file, models, train, trained_model
-from fmnist_jax.errors import ConfigError
+from fmnist_jax.errors import ConfigError, UserError
 from fmnist_jax.population import summary
 from fmnist_jax.storage import files
 
@@ -249,3 +249,34 @@ def test_part_of_a_set_has_its_classes_numbered_anew(record, monkeypatch):
       np.testing.assert_array_equal(pixels[:, 0, 0, 0], np.array([1, 4])[own])
   first, again, other = (part.train.arrays()[1].tolist() for part in parts)
   assert first == again != other
+
+
+def test_a_recipe_is_committed_before_test_images_are_read(tmp_path):
+  frontier = script('frontier/run.py')
+  for row in frontier.ROWS:
+    config_lib.validate(config_file.load(str(frontier.path_of(row.recipe))))
+  with pytest.raises(UserError, match='is not committed as it stands'):
+    frontier.check_committed(tmp_path / 'minute.py')
+
+
+def test_a_record_of_another_recipe_is_not_added_to(record, tmp_path):
+  frontier = script('frontier/run.py')
+  asked = experiment(record, tmp_path, envs='')
+  row = frontier.ROWS[0]
+  config = config_lib.to_json(config_file.load(str(frontier.path_of(row.recipe))))
+  config['train']['epochs'] += 1
+  with pytest.raises(UserError, match='is of another recipe'):
+    frontier.measured(asked, row, {row.recipe: {'config': config, 'runs': {}}})
+
+
+def test_the_frontier_says_what_is_met_and_what_took_too_long():
+  frontier = script('frontier/run.py')
+  entry = lambda accuracy, seconds: {'accuracy': accuracy, 'seconds': seconds, 'parameters': 1234}
+  kept = {'multiply_adds': 4_200_000, 'ensemble': {'accuracy': 0.941}, 'runs': {
+      '0': {'ours': entry(0.93, 50), 'pytorch': entry(0.92, 70)}, '1': {'ours': entry(0.94, 64)},
+      '2': {'ours': entry(0.935, 61)}}}
+  row = frontier.Row('minute', 93.0, 94.0, seconds=60)
+  assert frontier.cells(row, kept) == [
+      '60 s', '`minute`', '93.50 +- 1.24 (3)', '93.0 met', '94.0 missed', '94.10', '1,234', '4.2 M',
+      '61 (50 to 64) OVER', '70 (1)', '92.00']
+  assert frontier.cells(row, {'runs': {}})[2:5] == ['-', '93.0', '94.0']

@@ -41,6 +41,12 @@ class Layer:
   arrays: dict[str, np.ndarray]
   shape: tuple[int, ...]
 
+  @property
+  def products(self) -> int:
+    """Multiply-adds for one image, of the layers that have many."""
+    kernel = self.arrays['kernel'].size if 'kernel' in self.arrays else 0
+    return kernel * int(np.prod(self.shape[:-1]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Graph:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fmnist_jax.errors import ExportError
-from fmnist_jax.graph import Graph, Layer
+from fmnist_jax.graph import Graph
 from fmnist_jax.report import check_weights, document
 
 MOST_PIXELS = 256  # of a side
@@ -95,16 +95,10 @@ def _check(network: Graph) -> None:
     raise ExportError(f'The network takes images of {height} x {width} pixels, and a page those of '
                       f'at most {MOST_PIXELS} a side.')
   check_weights(sum(array.size for layer in network.layers for array in layer.arrays.values()))
-  products = sum(map(_products, network.layers))
+  products = sum(layer.products for layer in network.layers)
   if products > MOST_PRODUCTS:
     raise ExportError(f'The network takes {products / 1e9:.1f} billion multiplications for an '
                       f'image, and a page does at most {MOST_PRODUCTS / 1e9:.0f} billion.')
-
-
-def _products(layer: Layer) -> int:
-  """Multiplications for one image, of the layers that have many."""
-  kernel = layer.arrays['kernel'].size if 'kernel' in layer.arrays else 0
-  return kernel * int(np.prod(layer.shape[:-1]))
 
 
 def _json(network: Graph) -> str:

@@ -1,0 +1,312 @@
+"""What Fashion-MNIST can give at each cost; see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(pathlib.Path(__file__).resolve().parents[1] / 'cpu_speed'))
+
+import environments
+import numpy as np
+import record
+from matplotlib.axes import Axes
+
+from fmnist_jax import config as config_lib
+from fmnist_jax import config_file, data, graph, trained_model
+from fmnist_jax.errors import UserError
+from fmnist_jax.population import summary
+from fmnist_jax.report import canvas
+from fmnist_jax.storage import files
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+class Row(NamedTuple):
+  """A limit, and what is trained within it.
+
+  Attributes:
+    recipe: a config of `configs/`, or of `recipes/` here.
+    least: and `aim`, of the mean test accuracy, %.
+    seconds: the limit, from process start; 0: none.
+    parameters: the limit; 0: none.
+    peer: whether PyTorch trains the same.
+  """
+  recipe: str
+  least: float
+  aim: float
+  seconds: int = 0
+  parameters: int = 0
+  peer: bool = False
+
+  @property
+  def limit(self) -> str:
+    """In words."""
+    if self.seconds:
+      return f'{self.seconds} s' if self.seconds <= 60 else f'{self.seconds // 60} minutes'
+    return f'{self.parameters // 1000:,} K parameters'
+
+
+ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),)
+
+
+def path_of(recipe: str) -> pathlib.Path:
+  """The file of a recipe."""
+  own = HERE / 'recipes' / f'{recipe}.py'
+  return own if own.exists() else ROOT / 'configs' / f'{recipe}.py'
+
+
+def check_committed(path: pathlib.Path) -> None:
+  """Raises UserError unless a recipe is committed as it stands: test images do not choose it."""
+  known = subprocess.run(['git', 'ls-files', '--error-unmatch', path], cwd=ROOT,
+                         capture_output=True)
+  same = subprocess.run(['git', 'diff', '--quiet', 'HEAD', '--', path], cwd=ROOT,
+                        capture_output=True)
+  if known.returncode or same.returncode:
+    raise UserError(f'{path} is not committed as it stands; commit the recipe before its test '
+                    'images are read, or try it on validation images.')
+
+
+def measured(experiment: record.Experiment, row: Row, records: dict[str, Any]) -> None:
+  """Trains the seeds of a recipe that are not on record, PyTorch and this library in turn."""
+  args, path = experiment.args, path_of(row.recipe)
+  config = config_file.load(str(path))
+  config = config_lib.replace(config, record.QUICK if args.quick else {})
+  written = {**config_lib.to_json(config)}
+  kept = records.setdefault(row.recipe, {'config': written, 'runs': {}})
+  if kept['config'] != written:
+    raise UserError(f'The record of {row.recipe} in results.json is of another recipe; delete it '
+                    'there to measure anew.')
+  peers = ['ours', 'pytorch'] if row.peer and args.envs else ['ours']
+  for seed in range(args.seeds):
+    entry = kept['runs'].setdefault(str(seed), {})
+    for who in peers:
+      if who in entry or (who == 'pytorch' and seed >= args.peer_seeds):
+        continue
+      if not args.quick:
+        check_committed(path)
+      print(f'-- {row.recipe}, seed {seed}, {who}', flush=True)
+      entry[who] = (ours if who == 'ours' else pytorch)(experiment, path, config, seed)
+      # At once: what is on record is not trained again.
+      experiment.output.mkdir(parents=True, exist_ok=True)
+      files.write_json(experiment.output / 'results.json', {'recipes': records})
+  found = [experiment.runs / 'frontier' / f'{row.recipe}_{seed}' for seed in range(args.seeds)]
+  if 'multiply_adds' not in kept:
+    kept |= size_of(found[0])
+  if 'ensemble' not in kept and all((run / 'predictions.npz').exists() for run in found):
+    names = [entry['name'] for entry in files.read_json(found[0] / 'results.json')['per_class']]
+    kept['ensemble'] = summary.summarize(list(map(summary.read, found)), names)['ensemble']
+  save(experiment, records)
+
+
+def command_of(experiment: record.Experiment, path: pathlib.Path, seed: int) -> list[str]:
+  """What a reader types to train a seed."""
+  name = path.relative_to(ROOT)
+  quick = [f'--config.{key}={value}' for key, value in record.QUICK.items()]
+  place = [f'--config.data.data_dir={experiment.args.data_dir}'] * bool(experiment.args.data_dir)
+  return ['-m', 'fmnist_jax.main', f'--config={name}', f'--config.train.seed={seed}', *place,
+          *quick * experiment.args.quick]
+
+
+def timed(command: Sequence[str], log: pathlib.Path, experiment: record.Experiment) -> float:
+  """Runs a command; seconds from the start of its process to its end."""
+  log.parent.mkdir(parents=True, exist_ok=True)
+  began = time.perf_counter()
+  with log.open('w') as output, subprocess.Popen(
+      command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT) as process:
+    try:
+      while process.poll() is None:
+        experiment.interrupt.check()
+        time.sleep(0.05)
+    finally:
+      process.terminate()
+  seconds = time.perf_counter() - began
+  if process.returncode:
+    said = log.read_text().strip().splitlines() or ['nothing']
+    raise UserError(f'{" ".join(command)} failed: {said[-1]}')
+  return seconds
+
+
+def ours(experiment: record.Experiment, path: pathlib.Path, config: config_lib.Config,
+         seed: int) -> dict[str, Any]:
+  """A run of the command line."""
+  del config
+  workdir = (experiment.runs / 'frontier' / f'{path.stem}_{seed}').resolve()
+  shutil.rmtree(workdir, ignore_errors=True)  # One that was stopped has another time.
+  seconds = timed([sys.executable, *command_of(experiment, path, seed), f'--workdir={workdir}'],
+                  workdir.with_suffix('.log'), experiment)
+  found = files.read_json(workdir / 'results.json')
+  return {'seconds': seconds, **{name: found[name] for name in (
+      'accuracy', 'loss', 'best_validation_accuracy', 'parameters', 'examples', 'synthetic',
+      'device', 'versions')}, 'phases': found['seconds']}
+
+
+def pytorch(experiment: record.Experiment, path: pathlib.Path, config: config_lib.Config,
+            seed: int) -> dict[str, Any]:
+  """The same in PyTorch; the images are handed over as arrays, which costs it less than ours."""
+  folder = (experiment.runs / 'frontier').resolve()
+  arrays = folder / ('quick.npz' if experiment.args.quick else 'arrays.npz')
+  config = config_lib.replace(config, {'train.seed': seed,
+                                       'data.data_dir': experiment.args.data_dir})
+  if not arrays.exists():
+    found: dict[str, Any] = {}
+    dataset = data.load(config.data)
+    for split in ('train', 'validation', 'test'):
+      images, labels = getattr(dataset, split).arrays()
+      found |= {f'{split}_images': images, f'{split}_labels': labels.astype(np.int32)}
+    arrays.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(arrays, **found)
+  spec = {'arrays': str(arrays), 'config': config_lib.to_json(config)}
+  log = folder / f'{path.stem}_{seed}.pytorch.log'
+  python = environments.python('torch', pathlib.Path(experiment.args.envs))
+  seconds = timed([python, str(HERE / 'torch_worker.py'), json.dumps(spec)], log, experiment)
+  return {'seconds': seconds, **json.loads(log.read_text().splitlines()[-1])}
+
+
+def size_of(path: pathlib.Path) -> dict[str, int]:
+  """Parameters and multiply-adds of the network of a run, for an image."""
+  run = trained_model.load_run(path)
+  network = graph.trace(run.config.model, run.variables, run.image_shape, run.class_names)
+  return {'parameters': files.read_json(path / 'results.json')['parameters'],
+          'multiply_adds': sum(layer.products for layer in network.layers)}
+
+
+def save(experiment: record.Experiment, records: Mapping[str, Any]) -> None:
+  """Writes what there is, as table, pictures and results.json."""
+  table = [['limit', 'recipe', 'test accuracy, %', 'at least', 'aim', 'ensemble, %', 'parameters',
+            'multiply-adds', 'seconds', 'seconds in PyTorch', 'accuracy in PyTorch, %']]
+  for row in ROWS:
+    kept = records.get(row.recipe, {'runs': {}})
+    table.append(cells(row, kept))
+  runs = [entry['ours'] for kept in records.values() for entry in kept['runs'].values()
+          if 'ours' in entry]
+  took = sum(entry[who]['seconds'] for kept in records.values()
+             for entry in kept['runs'].values() for who in entry)
+  devices = sorted({record.where(entry) for entry in runs})
+  drawn = ' SYNTHETIC' if any(entry['synthetic'] for entry in runs) else ''
+  commands = '\n'.join(f'    python {" ".join(command_of(experiment, path_of(row.recipe), 0))}'
+                       for row in ROWS if row.recipe in records)
+  text = (f'{record.table(table)}\n\nMeans over seeds (their number in brackets where it is not '
+          f'{experiment.args.seeds}) with 95 % intervals (t), on{drawn} test images that were read '
+          'once; the ensemble is the mean of the probabilities of all seeds; seconds are those '
+          'of the process, from its start to its end, report included, the median over seeds, of '
+          f'which the first on a machine also compiles. {"; ".join(devices)}. To train all this '
+          f'took {record.duration(took)}. Every point again, one seed:\n\n{commands}\n\n'
+          '![accuracy by parameters and by time](frontier.png)')
+  experiment.save({'recipes': records}, text, {'frontier.png': picture(records)})
+
+
+def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
+  """A line of the table."""
+  of = lambda who: [entry[who] for entry in kept['runs'].values() if who in entry]
+  mine, theirs = of('ours'), of('pytorch')
+  if not mine:
+    return [row.limit, f'`{row.recipe}`', '-', str(row.least), str(row.aim), *['-'] * 6]
+  accuracy = summary.statistics([entry['accuracy'] for entry in mine])
+  seconds = statistics.median(entry['seconds'] for entry in mine)
+  word = lambda bound, yes, no: f'{bound} {yes if 100 * accuracy["mean"] >= bound else no}'
+  spread = (f'{min(e["seconds"] for e in mine):.0f} to {max(e["seconds"] for e in mine):.0f}')
+  within = ' OVER' if row.seconds and seconds > row.seconds else ''
+  return [row.limit, f'`{row.recipe}`',
+          summary.plus_minus(accuracy, 100, 2) + (f' ({len(mine)})' if len(mine) != 5 else ''),
+          word(row.least, 'met', 'MISSED'), word(row.aim, 'met', 'missed'),
+          f'{100 * kept["ensemble"]["accuracy"]:.2f}' if 'ensemble' in kept else '-',
+          f'{mine[0]["parameters"]:,}',
+          f'{kept["multiply_adds"] / 1e6:.1f} M' if 'multiply_adds' in kept else '-',
+          f'{seconds:.0f} ({spread}){within}',
+          *([f'{statistics.median(e["seconds"] for e in theirs):.0f} ({len(theirs)})',
+             summary.plus_minus(summary.statistics([e['accuracy'] for e in theirs]), 100, 2)]
+            if theirs else ['-', '-'])]
+
+
+# Single entries that others published, most of them not verified: (parameters, %, whose).
+PUBLISHED = ((174e3, 93.9, 'DenseNet-BC'), (0.27e6, 95.55, 'ResNet-20, erasing'),
+             (4.9e6, 94.9, 'fast.ai ResNet'), (11e6, 96.07, 'PreAct-18, FMix'),
+             (9e6, 96.59, 'WRN-40-4 SE'))
+
+
+def picture(records: Mapping[str, Any]) -> bytes:
+  """Accuracy by parameters, with what others published, and by seconds, with PyTorch."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+  theme = canvas.LIGHT
+  with canvas.drawing():
+    figure = Figure(figsize=(10.0, 4.2), dpi=150, facecolor=theme.surface, layout='constrained')
+    FigureCanvasAgg(figure)
+    size, clock = figure.subplots(1, 2, sharey=True)
+    for parameters, accuracy, whose in PUBLISHED:
+      size.plot(parameters, accuracy, 'o', color=theme.muted, markersize=4, fillstyle='none')
+      size.annotate(whose, (parameters, accuracy), xytext=(5, -3), textcoords='offset points',
+                    color=theme.muted, fontsize=7)
+    for recipe, kept in records.items():
+      for who, color in (('ours', theme.first), ('pytorch', theme.second)):
+        found = [entry[who] for entry in kept['runs'].values() if who in entry]
+        if found:
+          _point(clock, [e['seconds'] for e in found], found, color,
+                 recipe if who == 'ours' else f'{recipe}, PyTorch')
+        if found and who == 'ours':
+          _point(size, [found[0]['parameters']], found, color, recipe)
+    for axes, label in ((size, 'parameters'), (clock, 'seconds from process start, two cores')):
+      axes.set_xscale('log')
+      axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+      axes.xaxis.set_minor_formatter(NullFormatter())
+      axes.tick_params(labelsize=7)
+      axes.margins(x=0.2)
+      axes.set_xlabel(label, color=theme.ink)
+      axes.grid(color=theme.grid, linewidth=0.5)
+      axes.set_axisbelow(True)
+    size.set_ylabel('test accuracy (%)', color=theme.ink)
+    size.set_title('blue: this library; grey: published, single entries', fontsize=9, loc='left')
+    clock.set_title('orange: PyTorch, same network and recipe', fontsize=9, loc='left')
+    return canvas.png(figure)
+
+
+def _point(axes: Axes, costs: Sequence[float], found: Sequence[Mapping[str, Any]], color: str,
+           name: str) -> None:
+  accuracy = summary.statistics([100 * entry['accuracy'] for entry in found])
+  cost = statistics.median(costs)
+  axes.errorbar(cost, accuracy['mean'], yerr=accuracy['half_width'] or 0, fmt='o', color=color,
+                markersize=5, capsize=2, linewidth=1)
+  axes.annotate(name, (cost, accuracy['mean']), xytext=(5, 4), textcoords='offset points',
+                color=color, fontsize=8)
+
+
+def body(experiment: record.Experiment) -> None:
+  """Measures what is asked for and not on record."""
+  args, path = experiment.args, experiment.output / 'results.json'
+  records = files.read_json(path)['recipes'] if path.exists() else {}
+  asked = args.recipes.split(',') if args.recipes else [row.recipe for row in ROWS]
+  unknown = set(asked) - {row.recipe for row in ROWS}
+  if unknown:
+    raise UserError(f'There is no recipe {", ".join(sorted(unknown))}; there are '
+                    f'{", ".join(row.recipe for row in ROWS)}.')
+  if args.envs:
+    environments.make('torch', pathlib.Path(args.envs), args.pip.split())
+  for row in ROWS:
+    if row.recipe in asked:
+      measured(experiment, row, records)
+
+
+def extra(parser: argparse.ArgumentParser) -> None:
+  """Arguments of its own."""
+  parser.add_argument('--recipes', default='', help='which, separated by commas (default: all)')
+  parser.add_argument('--envs', default='', help='folder for an environment of PyTorch, made if '
+                      'missing; PyTorch then trains the rows that have it, in turn')
+  parser.add_argument('--peer_seeds', type=int, default=5, help='seeds of PyTorch')
+  parser.add_argument('--pip', default='', help='arguments of pip for that environment')
+
+
+if __name__ == '__main__':
+  record.start(__file__, __doc__, body, seeds=5, extra=extra)
