@@ -57,7 +57,8 @@ class Row(NamedTuple):
     return f'{self.parameters // 1000:,} K parameters'
 
 
-ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),)
+ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),
+        Row('five_minutes', 94.0, 94.5, seconds=300, peer=True))
 
 
 def path_of(recipe: str) -> pathlib.Path:
