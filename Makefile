@@ -7,8 +7,8 @@ COMPILER = [ "$$(uname -sm)" != "Linux x86_64" ] || command -v g++ > /dev/null |
 
 .PHONY: train test lint clean
 
-train: $(VENV)/.installed  ## trains, evaluates and explains configs/cnn.py in runs/cnn
-	$(BIN)/python -m fmnist_jax.main --config=configs/cnn.py --config.data.offline_fallback=true
+train: $(VENV)/.installed  ## trains, evaluates and explains configs/minute.py in runs/minute
+	$(BIN)/python -m fmnist_jax.main --config=configs/minute.py --config.data.offline_fallback=true
 
 test: $(VENV)/.installed-test  ## passes the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile

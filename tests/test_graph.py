@@ -48,6 +48,8 @@ def checked(model, shape=(28, 28, 1)):
      'conv relu max_pool conv relu max_pool flatten dense relu dense'),
     (CNN(channels=(4, 8), pool=(2, 0), batch_norm=True, padding='SAME', convolutions=2, dense=()),
      'conv relu conv relu max_pool conv relu conv relu flatten dense'),
+    (CNN(channels=(4,), pool=(2,), convolutions=2, batch_norm=True, norm_after_pool=True,
+         padding='SAME', dense=()), 'conv relu conv relu max_pool affine flatten dense'),
     (CNN(channels=(4,), pool=(3,), pooling='average', activation='gelu', dropout=(0.1,),
          dense=(8,)), 'conv gelu avg_pool flatten dense gelu dense'),
     (CNN(channels=(4,), pool=(2,), pooling='average', activation='silu', batch_norm=True,
@@ -64,8 +66,8 @@ def checked(model, shape=(28, 28, 1)):
                head=8, squeeze=2, activation='silu'),
      'conv silu conv silu conv silu avg_pool flatten dense silu dense sigmoid reshape multiply '
      'conv add conv silu avg_pool flatten dense'),
-], ids=['mlp', 'cnn', 'cnn-norm', 'cnn-gelu', 'cnn-silu', 'resnet', 'resnet-squeezed', 'speed',
-        'mobile'])
+], ids=['mlp', 'cnn', 'cnn-norm', 'cnn-norm-last', 'cnn-gelu', 'cnn-silu', 'resnet',
+        'resnet-squeezed', 'speed', 'mobile'])
 def test_each_family_is_its_layers(model, kinds):
   assert sorted(checked(model)) == sorted(kinds.split())
 

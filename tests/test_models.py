@@ -113,6 +113,7 @@ def test_the_table_of_layers_counts_what_is_nested_once():
 
 EVERY = [
     CNN(), CNN(padding='SAME', pool=(2, 2), batch_norm=True),
+    CNN(channels=(4, 8), convolutions=2, padding='SAME', batch_norm=True, norm_after_pool=True),
     CNN(channels=(4, 8, 8), pool=(2, 0, 2), convolutions=2, padding='SAME', dense=()),
     CNN(channels=(4,), pool=(3,), pooling='average', activation='gelu', kernel=5),
     CNN(channels=(4, 8, 8), pool=(2, 2, 0)), ResNet(channels=(4, 6), blocks=2),

@@ -29,12 +29,13 @@ def cnn(settings: dict[str, Any], shape: tuple[int, ...]) -> nn.Sequential:
   layers: list[nn.Module] = []
   inputs, (height, width), kernel = 1, shape, settings['kernel']
   for outputs, window in zip(settings['channels'], settings['pool']):
-    for _ in range(settings['convolutions']):
-      layers += [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
-                 nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    for left in reversed(range(settings['convolutions'])):
+      last = settings['norm_after_pool'] and window and not left
+      layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=last))
+      layers += [nn.BatchNorm2d(outputs)] * (not last) + [nn.ReLU(inplace=True)]
       inputs = outputs
     if window:
-      layers.append(nn.MaxPool2d(window))
+      layers += [nn.MaxPool2d(window)] + [nn.BatchNorm2d(outputs)] * settings['norm_after_pool']
       height, width = height // window, width // window
   layers.append(nn.Flatten())
   inputs *= height * width

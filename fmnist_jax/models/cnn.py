@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from fmnist_jax import ops
 from fmnist_jax.errors import ConfigError
 from fmnist_jax.models.base import Compute, Model
-from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout, conv_norm
+from fmnist_jax.models.layers import ACTIVATIONS, WIDEST, Dropout, conv_norm, norm
 from fmnist_jax.settings import setting
 
 
@@ -35,6 +35,8 @@ class CNN(Model):
                                   '0: no pool', low=0, high=64)
   pooling: str = setting('max', 'kind of pool', choices=('max', 'average'))
   batch_norm: bool = setting(False, 'BatchNorm between convolution and activation')
+  norm_after_pool: bool = setting(False, 'BatchNorm of a convolution that is pooled stands after '
+                                  'activation and pool, where it has fewer pixels to normalise')
   activation: str = setting('relu', 'non-linearity', choices=tuple(ACTIVATIONS))
   dropout: tuple[float, ...] = setting((), 'rate after each block; empty: none', low=0, high=1,
                                        open_high=True, continuous=True)
@@ -52,6 +54,9 @@ class CNN(Model):
     if self.dropout and len(self.dropout) != blocks:
       raise ConfigError(f'{name}.dropout has {len(self.dropout)} entries for {blocks} blocks in '
                         f'{name}.channels; give one entry a block, or () for none.')
+    if self.norm_after_pool and not self.batch_norm:
+      raise ConfigError(f'{name}.norm_after_pool says where BatchNorm stands, but there is none; '
+                        f'set {name}.batch_norm too.')
 
   def check(self, image_shape: tuple[int, int, int]) -> None:
     """Raises ConfigError when a block leaves no pixel of an image."""
@@ -95,22 +100,26 @@ class CNNModule(nn.Module):
       kernel: dict[str, Any] = {'features': channels, 'kernel_size': (settings.kernel,) * 2}
       for last in [False] * (settings.convolutions - 1) + [True]:
         window = (side, side) if last and side else (1, 1)
-        if settings.batch_norm and fuse:
+        norm_last = settings.norm_after_pool and window != (1, 1)
+        norm_first = settings.batch_norm and not norm_last
+        if norm_first and fuse:
           x = conv_norm(x, **kernel, train=train, compute=self.compute, window=window,
                         padding=settings.padding, names=(next(conv_names), next(norm_names)))
           continue
         if window != (1, 1) and fuse and implementation != 'native':
-          x = ops.ConvReluMaxPool(**kernel, **how, window=window, name=next(conv_names),
-                                  limit=_needed(settings, block, x.shape[1:3]))(x)
-          continue
-        # BatchNorm has a shift of its own, which makes the bias redundant.
-        x = ops.Conv(**kernel, **how, use_bias=not settings.batch_norm, name=next(conv_names))(x)
-        if settings.batch_norm:
-          x = nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.compute.dtype,
-                           name=next(norm_names))(x)
-        x = activation(x)
-        if window != (1, 1):
-          x = pool(window, implementation)(x)
+          limit = None if settings.batch_norm else _needed(settings, block, x.shape[1:3])
+          x = ops.ConvReluMaxPool(**kernel, **how, window=window, limit=limit,
+                                  name=next(conv_names))(x)
+        else:
+          # A shift of BatchNorm's own makes the bias before it redundant.
+          x = ops.Conv(**kernel, **how, use_bias=not norm_first, name=next(conv_names))(x)
+          if norm_first:
+            x = norm(x, train=train, compute=self.compute, relu=False, name=next(norm_names))
+          x = activation(x)
+          if window != (1, 1):
+            x = pool(window, implementation)(x)
+        if norm_last:
+          x = norm(x, train=train, compute=self.compute, relu=False, name=next(norm_names))
       if settings.dropout:
         x = Dropout(settings.dropout[block], implementation)(x, train=train)
     x = x.reshape(len(x), -1)

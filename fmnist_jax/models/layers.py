@@ -135,11 +135,14 @@ def conv_norm(x: jax.Array, features: int, kernel_size: tuple[int, int], *, trai
   return x if window == (1, 1) else ops.MaxPool(window, 'native')(x)
 
 
-def norm_relu(x: jax.Array, *, train: bool, compute: Compute, name: str) -> jax.Array:
-  """BatchNorm and ReLU of [N, H, W, C]: as `conv_norm`, without a convolution."""
+def norm(x: jax.Array, *, train: bool, compute: Compute, name: str,
+         relu: bool = True) -> jax.Array:
+  """BatchNorm of [N, H, W, C], and ReLU: as `conv_norm`, without a convolution."""
   if compute.implementation != 'native':
-    return ops.BatchNorm(use_running_average=not train, **compute._asdict(), name=name)(x)
-  return nn.relu(_norm(train, compute, name)(x))
+    return ops.BatchNorm(use_running_average=not train, relu=relu, **compute._asdict(),
+                         name=name)(x)
+  x = _norm(train, compute, name)(x)
+  return nn.relu(x) if relu else x
 
 
 def _norm(train: bool, compute: Compute, name: str) -> nn.BatchNorm:

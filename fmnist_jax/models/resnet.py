@@ -16,7 +16,7 @@ from fmnist_jax.models.layers import (
     SqueezeExcitation,
     StochasticDepth,
     conv_norm,
-    norm_relu,
+    norm,
 )
 from fmnist_jax.settings import is_on, setting
 
@@ -81,7 +81,7 @@ class ResNetModule(nn.Module):
                settings.squeeze, settings.stochastic_depth * ((number + 1) / blocks),
                self.compute)(x, train=train)
     if preactivation:
-      x = norm_relu(x, train=train, compute=self.compute, name='BatchNorm_0')
+      x = norm(x, train=train, compute=self.compute, name='BatchNorm_0')
     x = ops.avg_pool(x, (x.shape[1], x.shape[2]), implementation=self.compute.implementation)
     return ops.Dense(self.num_classes, **how)(x.reshape(len(x), -1)).astype(jnp.float32)
 
@@ -141,7 +141,7 @@ class PreActivationBlock(ResidualBlock):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """[B, H, W, C] -> [B, H', W', channels]."""
     how: dict[str, Any] = {'features': self.channels, 'use_bias': False, **self.compute._asdict()}
-    y = norm_relu(x, train=train, compute=self.compute, name='BatchNorm_0')
+    y = norm(x, train=train, compute=self.compute, name='BatchNorm_0')
     if self._changes(x):
       x = ops.Conv(kernel_size=(1, 1), strides=self.strides, **how, name='Conv_2')(y)
     y = conv_norm(y, self.channels, (3, 3), strides=self.strides, train=train,
