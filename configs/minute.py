@@ -27,5 +27,5 @@ def get_config() -> Config:
                 dense=(128,)),
       loss=CrossEntropy(label_smoothing=0.1),
       optim=Muon(learning_rate=0.03, adam_learning_rate=1.4e-3, schedule=OneCycle()),
-      train=Train(epochs=8, ema_decay=0.99),
+      train=Train(epochs=6, ema_decay=0.99),
       evaluate=Evaluate(tta=('flip',)))

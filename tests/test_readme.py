@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -67,3 +68,20 @@ def test_published_results_are_those_that_were_measured():
     assert reported == system['reported']
     assert accuracy == summary.plus_minus(system['accuracy'], 100, 2)
     assert loss == f'{system["loss"]["mean"]:.3f}'
+
+
+def test_the_ladder_is_what_was_measured():
+  folder = README.parent / 'experiments' / 'frontier'
+  measured = json.loads((folder / 'results.json').read_text())['recipes']
+  table = README.read_text().partition('<!-- ladder: begin -->')[2]
+  rows = [[cell.strip() for cell in row.split('|')[1:-1]]
+          for row in table.partition('<!-- ladder: end -->')[0].splitlines()[3:]]
+  assert rows
+  for _, config, accuracy, seconds, ensemble, *_ in rows:
+    kept = measured[config.strip('`')]
+    runs = [run['ours'] for run in kept['runs'].values()]
+    assert len(runs) == 5
+    assert accuracy == summary.plus_minus(
+        summary.statistics([run['accuracy'] for run in runs]), 100, 2)
+    assert seconds == f'{statistics.median(run["seconds"] for run in runs):.0f}'
+    assert ensemble == f'{100 * kept["ensemble"]["accuracy"]:.2f}'

@@ -230,47 +230,55 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
             if theirs else ['-', '-'])]
 
 
-# Single entries that others published, most of them not verified: (parameters, %, whose).
-PUBLISHED = ((174e3, 93.9, 'DenseNet-BC'), (0.27e6, 95.55, 'ResNet-20, erasing'),
-             (4.9e6, 94.9, 'fast.ai ResNet'), (11e6, 96.07, 'PreAct-18, FMix'),
-             (9e6, 96.59, 'WRN-40-4 SE'))
+# Single entries that others published, most of them not verified: parameters, %, whose, and on
+# which side of the point its name stands.
+PUBLISHED = ((174e3, 93.9, 'DenseNet-BC', 'left'), (0.27e6, 95.55, 'ResNet-20, erasing', 'left'),
+             (4.9e6, 94.9, 'fast.ai ResNet', 'right'), (11e6, 96.07, 'PreAct-18, FMix', 'right'),
+             (9e6, 96.59, 'WRN-40-4, SE', 'right'))
 
 
 def picture(records: Mapping[str, Any]) -> bytes:
   """Accuracy by parameters, with what others published, and by seconds, with PyTorch."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
-  from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+  from matplotlib.lines import Line2D
+  from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
   theme = canvas.LIGHT
+  kinds = {'ours': ('this library', theme.first), 'pytorch': ('PyTorch, the same', theme.second)}
   with canvas.drawing():
-    figure = Figure(figsize=(10.0, 4.2), dpi=150, facecolor=theme.surface, layout='constrained')
+    figure = Figure(figsize=(10.0, 4.6), dpi=150, facecolor=theme.surface, layout='constrained')
     FigureCanvasAgg(figure)
     size, clock = figure.subplots(1, 2, sharey=True)
-    for parameters, accuracy, whose in PUBLISHED:
+    for parameters, accuracy, whose, side in PUBLISHED:
       size.plot(parameters, accuracy, 'o', color=theme.muted, markersize=4, fillstyle='none')
-      size.annotate(whose, (parameters, accuracy), xytext=(5, -3), textcoords='offset points',
-                    color=theme.muted, fontsize=7)
+      size.annotate(whose, (parameters, accuracy), xytext=(6 if side == 'right' else -6, -3),
+                    textcoords='offset points', color=theme.muted, fontsize=7,
+                    ha='left' if side == 'right' else 'right')
     for recipe, kept in records.items():
-      for who, color in (('ours', theme.first), ('pytorch', theme.second)):
+      for who, (_, color) in kinds.items():
         found = [entry[who] for entry in kept['runs'].values() if who in entry]
         if found:
-          _point(clock, [e['seconds'] for e in found], found, color,
-                 recipe if who == 'ours' else f'{recipe}, PyTorch')
+          _point(clock, [entry['seconds'] for entry in found], found, color, recipe)
         if found and who == 'ours':
           _point(size, [found[0]['parameters']], found, color, recipe)
-    for axes, label in ((size, 'parameters'), (clock, 'seconds from process start, two cores')):
+    seconds = FuncFormatter(lambda value, _: f'{value:,.0f}')
+    for axes, label, form, low, high in (
+        (size, 'parameters', EngFormatter(sep=' '), 5e4, 1e8),
+        (clock, 'seconds from process start, two cores', seconds, 30, 6000)):
       axes.set_xscale('log')
-      axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+      axes.set_xlim(low, high)
+      axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+      axes.xaxis.set_major_formatter(form)
       axes.xaxis.set_minor_formatter(NullFormatter())
-      axes.tick_params(labelsize=7)
-      axes.margins(x=0.2)
       axes.set_xlabel(label, color=theme.ink)
       axes.grid(color=theme.grid, linewidth=0.5)
       axes.set_axisbelow(True)
     size.set_ylabel('test accuracy (%)', color=theme.ink)
-    size.set_title('blue: this library; grey: published, single entries', fontsize=9, loc='left')
-    clock.set_title('orange: PyTorch, same network and recipe', fontsize=9, loc='left')
+    handles = [Line2D([], [], color=color, marker='o', linestyle='', label=name)
+               for name, color in kinds.values()]
+    handles.append(Line2D([], [], color=theme.muted, marker='o', fillstyle='none', linestyle='',
+                          label='published, single entries'))
+    figure.legend(handles=handles, loc='outside upper center', ncols=3, frameon=False, fontsize=8)
     return canvas.png(figure)
 
 
@@ -280,7 +288,7 @@ def _point(axes: Axes, costs: Sequence[float], found: Sequence[Mapping[str, Any]
   cost = statistics.median(costs)
   axes.errorbar(cost, accuracy['mean'], yerr=accuracy['half_width'] or 0, fmt='o', color=color,
                 markersize=5, capsize=2, linewidth=1)
-  axes.annotate(name, (cost, accuracy['mean']), xytext=(5, 4), textcoords='offset points',
+  axes.annotate(name, (cost, accuracy['mean']), xytext=(5, 5), textcoords='offset points',
                 color=color, fontsize=8)
 
 
