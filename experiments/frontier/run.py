@@ -263,7 +263,7 @@ def picture(records: Mapping[str, Any]) -> bytes:
           _point(size, [found[0]['parameters']], found, color, recipe)
     seconds = FuncFormatter(lambda value, _: f'{value:,.0f}')
     for axes, label, form, low, high in (
-        (size, 'parameters', EngFormatter(sep=' '), 5e4, 1e8),
+        (size, 'parameters', EngFormatter(sep=' '), 2e4, 6e7),
         (clock, 'seconds from process start, two cores', seconds, 30, 6000)):
       axes.set_xscale('log')
       axes.set_xlim(low, high)
