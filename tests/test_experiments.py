@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -255,8 +256,20 @@ def test_a_recipe_is_committed_before_test_images_are_read(tmp_path):
   frontier = script('frontier/run.py')
   for row in frontier.ROWS:
     config_lib.validate(config_file.load(str(frontier.path_of(row.recipe))))
+  recipe = tmp_path / 'minute.py'
+  recipe.write_text('epochs = 6')
+  git = lambda *args: subprocess.run(['git', '-c', 'user.name=a', '-c', 'user.email=a', *args],
+                                     cwd=tmp_path, check=True, capture_output=True)
+  git('init')
+  git('commit', '--allow-empty', '-m', 'nothing')
   with pytest.raises(UserError, match='is not committed as it stands'):
-    frontier.check_committed(tmp_path / 'minute.py')
+    frontier.check_committed(recipe)
+  git('add', 'minute.py')
+  git('commit', '-m', 'a recipe')
+  frontier.check_committed(recipe)
+  recipe.write_text('epochs = 7')
+  with pytest.raises(UserError, match='is not committed as it stands'):
+    frontier.check_committed(recipe)
 
 
 def test_a_record_of_another_recipe_is_not_added_to(record, tmp_path):

@@ -77,7 +77,7 @@ def test_the_ladder_is_what_was_measured():
   rows = [[cell.strip() for cell in row.split('|')[1:-1]]
           for row in table.partition('<!-- ladder: end -->')[0].splitlines()[3:]]
   assert rows
-  for _, config, accuracy, seconds, ensemble, *_ in rows:
+  for _, config, accuracy, seconds, ensemble, peer in rows:
     kept = measured[config.strip('`')]
     runs = [run['ours'] for run in kept['runs'].values()]
     assert len(runs) == 5
@@ -85,3 +85,7 @@ def test_the_ladder_is_what_was_measured():
         summary.statistics([run['accuracy'] for run in runs]), 100, 2)
     assert seconds == f'{statistics.median(run["seconds"] for run in runs):.0f}'
     assert ensemble == f'{100 * kept["ensemble"]["accuracy"]:.2f}'
+    others = [run['pytorch'] for run in kept['runs'].values() if 'pytorch' in run]
+    other = summary.statistics([run['accuracy'] for run in others])
+    assert peer == (f'{summary.plus_minus(other, 100, 2)}, '
+                    f'{statistics.median(run["seconds"] for run in others):.0f} s')

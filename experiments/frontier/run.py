@@ -36,25 +36,21 @@ class Row(NamedTuple):
   """A limit, and what is trained within it.
 
   Attributes:
-    recipe: a config of `configs/`, or of `recipes/` here.
+    recipe: a config of `configs/`.
     least: and `aim`, of the mean test accuracy, %.
-    seconds: the limit, from process start; 0: none.
-    parameters: the limit; 0: none.
+    seconds: the limit, from process start.
     peer: whether PyTorch trains the same.
   """
   recipe: str
   least: float
   aim: float
-  seconds: int = 0
-  parameters: int = 0
+  seconds: int
   peer: bool = False
 
   @property
   def limit(self) -> str:
     """In words."""
-    if self.seconds:
-      return f'{self.seconds} s' if self.seconds <= 60 else f'{self.seconds // 60} minutes'
-    return f'{self.parameters // 1000:,} K parameters'
+    return f'{self.seconds} s' if self.seconds <= 60 else f'{self.seconds // 60} minutes'
 
 
 ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),
@@ -63,16 +59,13 @@ ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),
 
 def path_of(recipe: str) -> pathlib.Path:
   """The file of a recipe."""
-  own = HERE / 'recipes' / f'{recipe}.py'
-  return own if own.exists() else ROOT / 'configs' / f'{recipe}.py'
+  return ROOT / 'configs' / f'{recipe}.py'
 
 
 def check_committed(path: pathlib.Path) -> None:
   """Raises UserError unless a recipe is committed as it stands: test images do not choose it."""
-  known = subprocess.run(['git', 'ls-files', '--error-unmatch', path], cwd=ROOT,
-                         capture_output=True)
-  same = subprocess.run(['git', 'diff', '--quiet', 'HEAD', '--', path], cwd=ROOT,
-                        capture_output=True)
+  git = lambda *args: subprocess.run(['git', *args, path], cwd=path.parent, capture_output=True)
+  known, same = git('ls-files', '--error-unmatch'), git('diff', '--quiet', 'HEAD', '--')
   if known.returncode or same.returncode:
     raise UserError(f'{path} is not committed as it stands; commit the recipe before its test '
                     'images are read, or try it on validation images.')
@@ -83,7 +76,7 @@ def measured(experiment: record.Experiment, row: Row, records: dict[str, Any]) -
   args, path = experiment.args, path_of(row.recipe)
   config = config_file.load(str(path))
   config = config_lib.replace(config, record.QUICK if args.quick else {})
-  written = {**config_lib.to_json(config)}
+  written = config_lib.to_json(config)
   kept = records.setdefault(row.recipe, {'config': written, 'runs': {}})
   if kept['config'] != written:
     raise UserError(f'The record of {row.recipe} in results.json is of another recipe; delete it '
@@ -97,7 +90,8 @@ def measured(experiment: record.Experiment, row: Row, records: dict[str, Any]) -
       if not args.quick:
         check_committed(path)
       print(f'-- {row.recipe}, seed {seed}, {who}', flush=True)
-      entry[who] = (ours if who == 'ours' else pytorch)(experiment, path, config, seed)
+      entry[who] = (ours(experiment, path, seed) if who == 'ours' else
+                    pytorch(experiment, path, config, seed))
       # At once: what is on record is not trained again.
       experiment.output.mkdir(parents=True, exist_ok=True)
       files.write_json(experiment.output / 'results.json', {'recipes': records})
@@ -138,10 +132,8 @@ def timed(command: Sequence[str], log: pathlib.Path, experiment: record.Experime
   return seconds
 
 
-def ours(experiment: record.Experiment, path: pathlib.Path, config: config_lib.Config,
-         seed: int) -> dict[str, Any]:
+def ours(experiment: record.Experiment, path: pathlib.Path, seed: int) -> dict[str, Any]:
   """A run of the command line."""
-  del config
   workdir = (experiment.runs / 'frontier' / f'{path.stem}_{seed}').resolve()
   shutil.rmtree(workdir, ignore_errors=True)  # One that was stopped has another time.
   seconds = timed([sys.executable, *command_of(experiment, path, seed), f'--workdir={workdir}'],
@@ -198,8 +190,8 @@ def save(experiment: record.Experiment, records: Mapping[str, Any]) -> None:
   commands = '\n'.join(f'    python {" ".join(command_of(experiment, path_of(row.recipe), 0))}'
                        for row in ROWS if row.recipe in records)
   text = (f'{record.table(table)}\n\nMeans over seeds (their number in brackets where it is not '
-          f'{experiment.args.seeds}) with 95 % intervals (t), on{drawn} test images that were read '
-          'once; the ensemble is the mean of the probabilities of all seeds; seconds are those '
+          f'{experiment.args.seeds}) with 95 % intervals (t), on{drawn} test images; the '
+          'ensemble is the mean of the probabilities of all seeds; seconds are those '
           'of the process, from its start to its end, report included, the median over seeds, of '
           f'which the first on a machine also compiles. {"; ".join(devices)}. To train all this '
           f'took {record.duration(took)}. Every point again, one seed:\n\n{commands}\n\n'
@@ -217,7 +209,7 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
   seconds = statistics.median(entry['seconds'] for entry in mine)
   word = lambda bound, yes, no: f'{bound} {yes if 100 * accuracy["mean"] >= bound else no}'
   spread = (f'{min(e["seconds"] for e in mine):.0f} to {max(e["seconds"] for e in mine):.0f}')
-  within = ' OVER' if row.seconds and seconds > row.seconds else ''
+  within = ' OVER' if seconds > row.seconds else ''
   return [row.limit, f'`{row.recipe}`',
           summary.plus_minus(accuracy, 100, 2) + (f' ({len(mine)})' if len(mine) != 5 else ''),
           word(row.least, 'met', 'MISSED'), word(row.aim, 'met', 'missed'),

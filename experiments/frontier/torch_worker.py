@@ -53,6 +53,17 @@ def cnn(settings: dict[str, Any], shape: tuple[int, ...]) -> nn.Sequential:
   return network
 
 
+def check(config: dict[str, Any]) -> None:
+  """Ends with a sentence when a recipe has something that is not done here."""
+  optim, loss = config['optim'], config['loss']
+  here = {'optim': 'Muon', 'schedule': 'OneCycle', 'nesterov': True, 'adam': [], 'clip_norm': 0.0,
+          'loss': 'CrossEntropy', 'class_weights': 'none'}
+  found = {'optim': optim['type'], 'schedule': optim['schedule']['type'], 'loss': loss['type']}
+  found |= {name: {**optim, **loss}[name] for name in here if name not in found}
+  if found != here:
+    raise SystemExit(f'There is no such recipe here: {found}; there is {here}.')
+
+
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
   """The library's form of Newton and Schulz's iteration, on the smaller Gram matrix."""
   wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
@@ -108,8 +119,8 @@ class Augmentation:
   def __init__(self, kinds: list[dict[str, Any]], examples: int):
     settings = {kind['type']: kind for kind in kinds}
     self.alternating = 'AlternatingFlip' in settings
-    if set(settings) - {'Flip', 'AlternatingFlip', 'Shift'}:
-      raise SystemExit(f'There is no {", ".join(settings)} here.')
+    if set(settings) not in ({'Flip', 'Shift'}, {'AlternatingFlip', 'Shift'}):
+      raise SystemExit(f'There is no {", ".join(settings)} here; there are flips and shifts.')
     self.pixels = int(settings['Shift']['pixels'])
     self.first = torch.rand(examples) < 0.5
 
@@ -161,6 +172,7 @@ def probabilities(network: nn.Module, images: torch.Tensor, views: list[str]) ->
 def main(spec: dict[str, Any]) -> dict[str, Any]:
   """Trains, chooses the epoch on validation images, reads the test images once."""
   config = spec['config']
+  check(config)
   torch.set_num_threads(len(os.sched_getaffinity(0)))
   torch.manual_seed(config['train']['seed'])
   arrays = {name: torch.from_numpy(value) for name, value in np.load(spec['arrays']).items()}

@@ -137,7 +137,7 @@ def conv_norm(x: jax.Array, features: int, kernel_size: tuple[int, int], *, trai
 
 def norm(x: jax.Array, *, train: bool, compute: Compute, name: str,
          relu: bool = True) -> jax.Array:
-  """BatchNorm of [N, H, W, C], and ReLU: as `conv_norm`, without a convolution."""
+  """BatchNorm of [N, H, W, C], and ReLU if asked for: as `conv_norm`, without a convolution."""
   if compute.implementation != 'native':
     return ops.BatchNorm(use_running_average=not train, relu=relu, **compute._asdict(),
                          name=name)(x)
