@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -284,12 +285,28 @@ def test_a_record_of_another_recipe_is_not_added_to(record, tmp_path):
 
 def test_the_frontier_says_what_is_met_and_what_took_too_long():
   frontier = script('frontier/run.py')
-  entry = lambda accuracy, seconds: {'accuracy': accuracy, 'seconds': seconds, 'parameters': 1234}
-  kept = {'multiply_adds': 4_200_000, 'ensemble': {'accuracy': 0.941}, 'runs': {
+  entry = lambda accuracy, seconds: {'accuracy': accuracy, 'seconds': seconds, 'parameters': 1234,
+                                     'cores': 2}
+  kept = {'multiply_adds': 4_200_000, 'ensemble': {'accuracy': 0.941, 'members': 3}, 'runs': {
       '0': {'ours': entry(0.93, 50), 'pytorch': entry(0.92, 70)}, '1': {'ours': entry(0.94, 64)},
       '2': {'ours': entry(0.935, 61)}}}
-  row = frontier.Row('minute', 93.0, 94.0, seconds=60)
+  row = frontier.Row('60 s', 'minute', 93.0, 94.0, seconds=60)
   assert frontier.cells(row, kept) == [
       '60 s', '`minute`', '93.50 +- 1.24 (3)', '93.0 met', '94.0 missed', '94.10', '1,234', '4.2 M',
       '61 (50 to 64) OVER', '70 (1)', '92.00']
   assert frontier.cells(row, {'runs': {}})[2:5] == ['-', '93.0', '94.0']
+  small = frontier.Row('small', 'minute', 93.6, 94.0, parameters=1233)
+  assert frontier.cells(small, kept)[3:9] == [
+      '93.6 MISSED', '94.0 missed', '94.10', '1,234 OVER', '4.2 M', '61 (50 to 64)']
+  together = frontier.Row('ensemble', 'minute', 93.6, 94.0, ensemble=True)
+  assert frontier.cells(together, kept)[1:5] == ['3 x `minute`', '94.10', '93.6 met', '94.0 met']
+
+
+def test_the_cores_are_shared_by_what_is_trained_at_once():
+  frontier = script('frontier/run.py')
+  cores = sorted(os.sched_getaffinity(0))
+  assert frontier.shares_of_cores(1) == [set(cores)]
+  shares = frontier.shares_of_cores(len(cores))
+  assert sorted(core for share in shares for core in share) == cores
+  with pytest.raises(UserError, match='needs as many cores; there are'):
+    frontier.shares_of_cores(len(cores) + 1)

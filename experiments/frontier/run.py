@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -36,25 +40,26 @@ class Row(NamedTuple):
   """A limit, and what is trained within it.
 
   Attributes:
-    recipe: a config of `configs/`.
+    limit: in words.
+    recipe: a config of `configs/`; it may have several rows.
     least: and `aim`, of the mean test accuracy, %.
     seconds: the limit, from process start.
+    parameters: the limit.
+    ensemble: the accuracy is that of all seeds together.
     peer: whether PyTorch trains the same.
   """
+  limit: str
   recipe: str
   least: float
   aim: float
-  seconds: int
+  seconds: float = math.inf
+  parameters: float = math.inf
+  ensemble: bool = False
   peer: bool = False
 
-  @property
-  def limit(self) -> str:
-    """In words."""
-    return f'{self.seconds} s' if self.seconds <= 60 else f'{self.seconds // 60} minutes'
 
-
-ROWS = (Row('minute', 93.0, 93.5, seconds=60, peer=True),
-        Row('five_minutes', 94.0, 94.5, seconds=300, peer=True))
+ROWS = (Row('60 s', 'minute', 93.0, 93.5, seconds=60, peer=True),
+        Row('5 minutes', 'five_minutes', 94.0, 94.5, seconds=300, peer=True))
 
 
 def path_of(recipe: str) -> pathlib.Path:
@@ -81,27 +86,48 @@ def measured(experiment: record.Experiment, row: Row, records: dict[str, Any]) -
   if kept['config'] != written:
     raise UserError(f'The record of {row.recipe} in results.json is of another recipe; delete it '
                     'there to measure anew.')
-  peers = ['ours', 'pytorch'] if row.peer and args.envs else ['ours']
+
+  def train(seed: int, who: str) -> None:
+    if not args.quick:
+      check_committed(path)
+    print(f'-- {row.recipe}, seed {seed}, {who}', flush=True)
+    kept['runs'][str(seed)][who] = (ours(experiment, path, seed) if who == 'ours' else
+                                    pytorch(experiment, path, config, seed))
+    # At once: what is on record is not trained again.
+    experiment.output.mkdir(parents=True, exist_ok=True)
+    with writing:
+      files.write_json(experiment.output / 'results.json', {'recipes': records})
+
+  missing = []
   for seed in range(args.seeds):
     entry = kept['runs'].setdefault(str(seed), {})
-    for who in peers:
-      if who in entry or (who == 'pytorch' and seed >= args.peer_seeds):
-        continue
-      if not args.quick:
-        check_committed(path)
-      print(f'-- {row.recipe}, seed {seed}, {who}', flush=True)
-      entry[who] = (ours(experiment, path, seed) if who == 'ours' else
-                    pytorch(experiment, path, config, seed))
-      # At once: what is on record is not trained again.
-      experiment.output.mkdir(parents=True, exist_ok=True)
-      files.write_json(experiment.output / 'results.json', {'recipes': records})
+    peers = ['pytorch'] * bool(row.peer and args.envs and seed < args.peer_seeds)
+    missing += [(seed, who) for who in ['ours', *peers] if who not in entry]
+  shares = shares_of_cores(1 if row.peer else args.at_once)
+  writing = threading.Lock()
+  # A process inherits the cores of the thread that starts it.
+  with futures.ThreadPoolExecutor(len(shares), initializer=lambda: os.sched_setaffinity(
+      0, shares.pop())) as pool:
+    for done in [pool.submit(train, *one) for one in missing]:
+      done.result()
   found = [experiment.runs / 'frontier' / f'{row.recipe}_{seed}' for seed in range(args.seeds)]
   if 'multiply_adds' not in kept:
     kept |= size_of(found[0])
-  if 'ensemble' not in kept and all((run / 'predictions.npz').exists() for run in found):
+  members = kept.get('ensemble', {}).get('members', 0)
+  if members < args.seeds and all((run / 'predictions.npz').exists() for run in found):
     names = [entry['name'] for entry in files.read_json(found[0] / 'results.json')['per_class']]
-    kept['ensemble'] = summary.summarize(list(map(summary.read, found)), names)['ensemble']
+    together = summary.summarize(list(map(summary.read, found)), names)['ensemble']
+    kept['ensemble'] = {**together, 'members': args.seeds}
   save(experiment, records)
+
+
+def shares_of_cores(at_once: int) -> list[set[int]]:
+  """The cores of this process in so many shares of the same size."""
+  cores = sorted(os.sched_getaffinity(0))
+  each = len(cores) // at_once
+  if not each:
+    raise UserError(f'--at_once={at_once} needs as many cores; there are {len(cores)}.')
+  return [set(cores[first * each:(first + 1) * each]) for first in range(at_once)]
 
 
 def command_of(experiment: record.Experiment, path: pathlib.Path, seed: int) -> list[str]:
@@ -139,9 +165,11 @@ def ours(experiment: record.Experiment, path: pathlib.Path, seed: int) -> dict[s
   seconds = timed([sys.executable, *command_of(experiment, path, seed), f'--workdir={workdir}'],
                   workdir.with_suffix('.log'), experiment)
   found = files.read_json(workdir / 'results.json')
-  return {'seconds': seconds, **{name: found[name] for name in (
+  kept = {name: found[name] for name in (
       'accuracy', 'loss', 'best_validation_accuracy', 'parameters', 'examples', 'synthetic',
-      'device', 'versions')}, 'phases': found['seconds']}
+      'device', 'versions')}
+  return {'seconds': seconds, 'cores': len(os.sched_getaffinity(0)), **kept,
+          'phases': found['seconds']}
 
 
 def pytorch(experiment: record.Experiment, path: pathlib.Path, config: config_lib.Config,
@@ -187,13 +215,14 @@ def save(experiment: record.Experiment, records: Mapping[str, Any]) -> None:
              for entry in kept['runs'].values() for who in entry)
   devices = sorted({record.where(entry) for entry in runs})
   drawn = ' SYNTHETIC' if any(entry['synthetic'] for entry in runs) else ''
-  commands = '\n'.join(f'    python {" ".join(command_of(experiment, path_of(row.recipe), 0))}'
-                       for row in ROWS if row.recipe in records)
+  commands = '\n'.join(f'    python {" ".join(command_of(experiment, path_of(recipe), 0))}'
+                       for recipe in records)
   text = (f'{record.table(table)}\n\nMeans over seeds (their number in brackets where it is not '
           f'{experiment.args.seeds}) with 95 % intervals (t), on{drawn} test images; the '
           'ensemble is the mean of the probabilities of all seeds; seconds are those '
           'of the process, from its start to its end, report included, the median over seeds, of '
-          f'which the first on a machine also compiles. {"; ".join(devices)}. To train all this '
+          f'which the first on a machine also compiles; parameters and seconds of an ensemble are '
+          f'those of one of its members. {"; ".join(devices)}. To train all this '
           f'took {record.duration(took)}. Every point again, one seed:\n\n{commands}\n\n'
           '![accuracy by parameters and by time](frontier.png)')
   experiment.save({'recipes': records}, text, {'frontier.png': picture(records)})
@@ -203,20 +232,25 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
   """A line of the table."""
   of = lambda who: [entry[who] for entry in kept['runs'].values() if who in entry]
   mine, theirs = of('ours'), of('pytorch')
-  if not mine:
+  together = kept.get('ensemble')
+  if not mine or (row.ensemble and not together):
     return [row.limit, f'`{row.recipe}`', '-', str(row.least), str(row.aim), *['-'] * 6]
   accuracy = summary.statistics([entry['accuracy'] for entry in mine])
-  seconds = statistics.median(entry['seconds'] for entry in mine)
-  word = lambda bound, yes, no: f'{bound} {yes if 100 * accuracy["mean"] >= bound else no}'
-  spread = (f'{min(e["seconds"] for e in mine):.0f} to {max(e["seconds"] for e in mine):.0f}')
-  within = ' OVER' if seconds > row.seconds else ''
-  return [row.limit, f'`{row.recipe}`',
-          summary.plus_minus(accuracy, 100, 2) + (f' ({len(mine)})' if len(mine) != 5 else ''),
+  reached = 100 * (together['accuracy'] if row.ensemble else accuracy['mean'])
+  times = [entry['seconds'] for entry in mine]
+  seconds = statistics.median(times)
+  over = lambda cost, limit: ' OVER' if cost > limit else ''
+  word = lambda bound, yes, no: f'{bound} {yes if reached >= bound else no}'
+  few = f' ({len(mine)})' if len(mine) != 5 else ''
+  each = ', a core each' if {entry['cores'] for entry in mine} == {1} else ''
+  parameters = mine[0]['parameters']
+  return [row.limit, f'{len(mine)} x `{row.recipe}`' if row.ensemble else f'`{row.recipe}`',
+          f'{reached:.2f}' if row.ensemble else summary.plus_minus(accuracy, 100, 2) + few,
           word(row.least, 'met', 'MISSED'), word(row.aim, 'met', 'missed'),
-          f'{100 * kept["ensemble"]["accuracy"]:.2f}' if 'ensemble' in kept else '-',
-          f'{mine[0]["parameters"]:,}',
+          f'{100 * together["accuracy"]:.2f}' if together else '-',
+          f'{parameters:,}{over(parameters, row.parameters)}',
           f'{kept["multiply_adds"] / 1e6:.1f} M' if 'multiply_adds' in kept else '-',
-          f'{seconds:.0f} ({spread}){within}',
+          f'{seconds:.0f} ({min(times):.0f} to {max(times):.0f}{each}){over(seconds, row.seconds)}',
           *([f'{statistics.median(e["seconds"] for e in theirs):.0f} ({len(theirs)})',
              summary.plus_minus(summary.statistics([e['accuracy'] for e in theirs]), 100, 2)]
             if theirs else ['-', '-'])]
@@ -306,6 +340,8 @@ def extra(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--envs', default='', help='folder for an environment of PyTorch, made if '
                       'missing; PyTorch then trains the rows that have it, in turn')
   parser.add_argument('--peer_seeds', type=int, default=5, help='seeds of PyTorch')
+  parser.add_argument('--at_once', type=int, default=1, help='seeds that are trained at a time, '
+                      'each on its share of the cores, of rows that PyTorch has no part in')
   parser.add_argument('--pip', default='', help='arguments of pip for that environment')
 
 
