@@ -1,0 +1,30 @@
+"""The best of 100,000 parameters: a residual network of 13 convolutions; Muon; flips, small shifts:
+99,418 parameters.
+
+  python -m fmnist_jax.main --config=configs/hundred_k.py
+
+Not measured yet.
+"""
+
+from fmnist_jax.config import (
+    Config,
+    CrossEntropy,
+    Data,
+    Evaluate,
+    Flip,
+    Muon,
+    OneCycle,
+    ResNet,
+    Shift,
+    Train,
+)
+
+
+def get_config() -> Config:
+  return Config(
+      data=Data(batch_size=256, augment=(Flip(), Shift(1))),
+      model=ResNet(channels=(16, 32, 40), blocks=2),
+      loss=CrossEntropy(label_smoothing=0.1),
+      optim=Muon(learning_rate=0.03, adam_learning_rate=1.4e-3, schedule=OneCycle()),
+      train=Train(epochs=25, ema_decay=0.998),
+      evaluate=Evaluate(tta=('flip', 'shift')))

@@ -1,0 +1,29 @@
+"""The best of 300,000 parameters: ResNet-20 with Muon, flips and small shifts: 272,186 parameters.
+
+  python -m fmnist_jax.main --config=configs/three_hundred_k.py
+
+Not measured yet.
+"""
+
+from fmnist_jax.config import (
+    Config,
+    CrossEntropy,
+    Data,
+    Evaluate,
+    Flip,
+    Muon,
+    OneCycle,
+    ResNet,
+    Shift,
+    Train,
+)
+
+
+def get_config() -> Config:
+  return Config(
+      data=Data(batch_size=256, augment=(Flip(), Shift(1))),
+      model=ResNet(),
+      loss=CrossEntropy(label_smoothing=0.1),
+      optim=Muon(learning_rate=0.03, adam_learning_rate=1.4e-3, schedule=OneCycle()),
+      train=Train(epochs=25, ema_decay=0.998),
+      evaluate=Evaluate(tta=('flip', 'shift')))
