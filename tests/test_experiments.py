@@ -215,6 +215,16 @@ def test_parts_of_a_recipe_change_what_they_say_and_nothing_else():
   assert recipe.parts(plain)['ema'].taken_away and changed['ema'].train.ema_decay == 0
 
 
+def test_some_parts_of_a_recipe_are_asked_for_by_name():
+  recipe = script('recipe_parts/run.py')
+  config = config_file.load('cnn')
+  named = lambda parts: recipe.asked(config, argparse.Namespace(parts=parts))
+  assert list(named('sam,muon')) == ['sam', 'muon']
+  assert list(named('')) == list(recipe.parts(config))
+  with pytest.raises(UserError, match='There is no part mouon; there are muon, '):
+    named('sam,mouon')
+
+
 def test_the_table_of_recipe_parts_says_which_help(record, tmp_path):
   recipe = script('recipe_parts/run.py')
   config = config_file.load('cnn')

@@ -1,7 +1,7 @@
 """What each part of a recipe brings, alone, and what it costs; see README.md.
 
 `run.py` trains; `run.py --timing`, on a machine that does nothing else, measures seconds an epoch.
-Both write the table of what there is so far.
+Both write the table once all parts are trained.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fmnist_jax.config import (
     Shift,
 )
 from fmnist_jax.equipment import Equipment
-from fmnist_jax.errors import ConfigError
+from fmnist_jax.errors import ConfigError, UserError
 from fmnist_jax.population import summary
 from fmnist_jax.programs import hyper_arrays
 from fmnist_jax.storage import files
@@ -150,6 +150,16 @@ def parts(config: Config) -> dict[str, Part]:
   return found
 
 
+def asked(config: Config, args: argparse.Namespace) -> dict[str, Part]:
+  """The parts that `--parts` names, or all."""
+  known = parts(config)
+  names = args.parts.split(',') if args.parts else list(known)
+  unknown = sorted(set(names) - set(known))
+  if unknown:
+    raise UserError(f'There is no part {", ".join(unknown)}; there are {", ".join(known)}.')
+  return {short: known[short] for short in names}
+
+
 def baseline(experiment: record.Experiment) -> Config:
   """The config that `--config` names, measured on validation images."""
   args = experiment.args
@@ -191,7 +201,7 @@ def scores(runs: list[Any], tta: tuple[str, ...]) -> Scores:
 
 
 def trained(experiment: record.Experiment, config: Config) -> dict[str, Any]:
-  """What every part brings, by its short name; '' is the baseline."""
+  """What every part that is asked for brings, by its short name; '' is the baseline."""
   folder, seeds = name_of(config, experiment.args), range(experiment.args.seeds)
   def runs(short: str, change: Callable[[Config], Config]) -> list[Any]:
     return [experiment.run(f'{folder}/{short}_{seed}', config_lib.replace(
@@ -202,7 +212,7 @@ def trained(experiment: record.Experiment, config: Config) -> dict[str, Any]:
   found: dict[str, Any] = {'': {
       'accuracy': summary.statistics(before.accuracy), 'loss': summary.statistics(before.loss),
       'results': dict(plain[0].results)}}
-  for short, part in parts(config).items():
+  for short, part in asked(config, experiment.args).items():
     change = part.change
     if short == 'distillation':
       change = setting(loss=Distillation(teachers=tuple(str(run.path) for run in plain)))
@@ -282,6 +292,9 @@ def body(experiment: record.Experiment) -> None:
     timed(experiment, config, timing)
   else:
     found = trained(experiment, config)
+    if experiment.args.parts:
+      print('The table is written by the same command without --parts.')
+      return
     files.write_json(gains, {**found, 'seeds': experiment.args.seeds,
                              'seconds': experiment.seconds})
   if not gains.exists():
@@ -354,6 +367,8 @@ def extra(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', default='cnn', help='the baseline: a config file, or the name of '
                       'a shipped one (default: cnn)')
   parser.add_argument('--epochs', type=int, default=0, help='in place of the baseline\'s own')
+  parser.add_argument('--parts', default='', help='trains these alone, by their short names, '
+                      'separated by commas; for several processes, each on cores of its own')
   parser.add_argument('--timing', action='store_true', help='measures seconds an epoch in place of '
                       'training; on a machine that does nothing else')
 
