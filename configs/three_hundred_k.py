@@ -1,4 +1,5 @@
-"""The best of 300,000 parameters: ResNet-20 with Muon, flips and small shifts: 272,186 parameters.
+"""The best of 300,000 parameters: ResNet-8, nearly twice as wide, with Muon, flips and small shifts:
+263,018 parameters.
 
   python -m fmnist_jax.main --config=configs/three_hundred_k.py
 
@@ -22,8 +23,8 @@ from fmnist_jax.config import (
 def get_config() -> Config:
   return Config(
       data=Data(batch_size=256, augment=(Flip(), Shift(1))),
-      model=ResNet(),
+      model=ResNet(channels=(32, 64, 112), blocks=1),
       loss=CrossEntropy(label_smoothing=0.1),
       optim=Muon(learning_rate=0.03, adam_learning_rate=1.4e-3, schedule=OneCycle()),
-      train=Train(epochs=25, ema_decay=0.998),
+      train=Train(epochs=40, ema_decay=0.998),
       evaluate=Evaluate(tta=('flip', 'shift')))
