@@ -1,9 +1,10 @@
-"""The best of 300,000 parameters: ResNet-8, nearly twice as wide, with Muon, flips and small shifts:
+"""The best of 300,000 parameters: ResNet-8, nearly twice as wide, with Muon, flips, small shifts:
 263,018 parameters.
 
   python -m fmnist_jax.main --config=configs/three_hundred_k.py
 
-Not measured yet.
+95.1 % on the test images of Fashion-MNIST (seed 0), 1358 s from start to report on one core of an
+Intel Xeon with AVX-512, bfloat16 and AMX.
 """
 
 from fmnist_jax.config import (

@@ -288,7 +288,9 @@ def picture(records: Mapping[str, Any]) -> bytes:
       for who, (_, color) in kinds.items():
         found = [entry[who] for entry in kept['runs'].values() if who in entry]
         if found:
-          _point(clock, [entry['seconds'] for entry in found], found, color, recipe)
+          core = ', a core' if found[0].get('cores') == 1 else ''
+          _point(clock, [entry['seconds'] for entry in found], found, color, recipe + core,
+                 above=who == 'ours')
         if found and who == 'ours':
           _point(size, [found[0]['parameters']], found, color, recipe)
     seconds = FuncFormatter(lambda value, _: f'{value:,.0f}')
@@ -313,13 +315,13 @@ def picture(records: Mapping[str, Any]) -> bytes:
 
 
 def _point(axes: Axes, costs: Sequence[float], found: Sequence[Mapping[str, Any]], color: str,
-           name: str) -> None:
+           name: str, above: bool = True) -> None:
   accuracy = summary.statistics([100 * entry['accuracy'] for entry in found])
   cost = statistics.median(costs)
   axes.errorbar(cost, accuracy['mean'], yerr=accuracy['half_width'] or 0, fmt='o', color=color,
                 markersize=5, capsize=2, linewidth=1)
-  axes.annotate(name, (cost, accuracy['mean']), xytext=(5, 5), textcoords='offset points',
-                color=color, fontsize=8)
+  axes.annotate(name, (cost, accuracy['mean']), xytext=(5, 5 if above else -11),
+                textcoords='offset points', color=color, fontsize=8)
 
 
 def body(experiment: record.Experiment) -> None:
