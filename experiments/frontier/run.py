@@ -296,7 +296,7 @@ def picture(records: Mapping[str, Any]) -> bytes:
     seconds = FuncFormatter(lambda value, _: f'{value:,.0f}')
     for axes, label, form, low, high in (
         (size, 'parameters', EngFormatter(sep=' '), 2e4, 6e7),
-        (clock, 'seconds from process start, two cores', seconds, 30, 6000)):
+        (clock, 'seconds from process start, two cores', seconds, 30, 20000)):
       axes.set_xscale('log')
       axes.set_xlim(low, high)
       axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
