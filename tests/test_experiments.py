@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -318,5 +319,29 @@ def test_the_cores_are_shared_by_what_is_trained_at_once():
   assert frontier.shares_of_cores(1) == [set(cores)]
   shares = frontier.shares_of_cores(len(cores))
   assert sorted(core for share in shares for core in share) == cores
-  with pytest.raises(UserError, match='needs as many cores; there are'):
-    frontier.shares_of_cores(len(cores) + 1)
+  for wrong in (0, len(cores) + 1):
+    with pytest.raises(UserError, match=f'--at_once={wrong}: give 1 to {len(cores)}'):
+      frontier.shares_of_cores(wrong)
+
+
+def test_seeds_are_trained_at_once_each_on_cores_of_its_own(record, tmp_path, monkeypatch):
+  frontier = script('frontier/run.py')
+  cores = os.sched_getaffinity(0)
+  together = threading.Barrier(min(2, len(cores)), timeout=60)  # Broken when one waits alone.
+  used = {}
+
+  def ours(_, path, seed):
+    used[seed] = os.sched_getaffinity(0)
+    together.wait()
+    return {'seconds': 1.0}
+
+  monkeypatch.setattr(frontier, 'ours', ours)
+  monkeypatch.setattr(frontier, 'size_of', lambda _: {'multiply_adds': 1})
+  monkeypatch.setattr(frontier, 'save', lambda *_: None)
+  asked = experiment(record, tmp_path, envs='', quick=True, seeds=2, at_once=together.parties)
+  records = {}
+  frontier.measured(asked, frontier.Row('small', 'hundred_k', 93.5, 94.2), records)
+  assert records['hundred_k']['runs'] == {seed: {'ours': {'seconds': 1.0}} for seed in '01'}
+  if len(cores) > 1:
+    assert not used[0] & used[1] and used[0] | used[1] <= cores
+  assert os.sched_getaffinity(0) == cores, 'this thread keeps all'

@@ -128,9 +128,9 @@ def measured(experiment: record.Experiment, row: Row, records: dict[str, Any]) -
 def shares_of_cores(at_once: int) -> list[set[int]]:
   """The cores of this process in so many shares of the same size."""
   cores = sorted(os.sched_getaffinity(0))
+  if not 1 <= at_once <= len(cores):
+    raise UserError(f'--at_once={at_once}: give 1 to {len(cores)}, the cores there are.')
   each = len(cores) // at_once
-  if not each:
-    raise UserError(f'--at_once={at_once} needs as many cores; there are {len(cores)}.')
   return [set(cores[first * each:(first + 1) * each]) for first in range(at_once)]
 
 
@@ -226,8 +226,8 @@ def save(experiment: record.Experiment, records: Mapping[str, Any]) -> None:
           'ensemble is the mean of the probabilities of all seeds; seconds are those '
           'of the process, from its start to its end, report included, the median over seeds, of '
           f'which the first on a machine also compiles; parameters and seconds of an ensemble are '
-          f'those of one of its members. {"; ".join(devices)}. To train all this '
-          f'took {record.duration(took)}. Every point again, one seed:\n\n{commands}\n\n'
+          f'those of one of its members. {"; ".join(devices)}. All these '
+          f'runs add up to {record.duration(took)}. Every point again, one seed:\n\n{commands}\n\n'
           '![accuracy by parameters and by time](frontier.png)')
   experiment.save({'recipes': records}, text, {'frontier.png': picture(records)})
 
@@ -248,7 +248,7 @@ def cells(row: Row, kept: Mapping[str, Any]) -> list[str]:
   few = f' ({len(mine)})' if len(mine) != 5 else ''
   each = ', a core each' if {entry['cores'] for entry in mine} == {1} else ''
   parameters = mine[0]['parameters']
-  return [row.limit, f'{len(mine)} x `{row.recipe}`' if row.ensemble else f'`{row.recipe}`',
+  return [row.limit, (f'{together["members"]} x ' if row.ensemble else '') + f'`{row.recipe}`',
           f'{reached:.2f}' if row.ensemble else summary.plus_minus(accuracy, 100, 2) + few,
           word(row.least, 'met', 'MISSED'), word(row.aim, 'met', 'missed'),
           f'{100 * together["accuracy"]:.2f}' if together else '-',

@@ -203,6 +203,8 @@ def scores(runs: list[Any], tta: tuple[str, ...]) -> Scores:
 def trained(experiment: record.Experiment, config: Config) -> dict[str, Any]:
   """What every part that is asked for brings, by its short name; '' is the baseline."""
   folder, seeds = name_of(config, experiment.args), range(experiment.args.seeds)
+  wanted = asked(config, experiment.args)
+
   def runs(short: str, change: Callable[[Config], Config]) -> list[Any]:
     return [experiment.run(f'{folder}/{short}_{seed}', config_lib.replace(
         change(config), {'train.seed': seed})) for seed in seeds]
@@ -212,7 +214,7 @@ def trained(experiment: record.Experiment, config: Config) -> dict[str, Any]:
   found: dict[str, Any] = {'': {
       'accuracy': summary.statistics(before.accuracy), 'loss': summary.statistics(before.loss),
       'results': dict(plain[0].results)}}
-  for short, part in asked(config, experiment.args).items():
+  for short, part in wanted.items():
     change = part.change
     if short == 'distillation':
       change = setting(loss=Distillation(teachers=tuple(str(run.path) for run in plain)))
@@ -265,7 +267,7 @@ def timed(experiment: record.Experiment, config: Config, path: pathlib.Path) -> 
   machine.setup(compile_cache=config.train.compile_cache)
   plain: Clock | None = None
   directory = experiment.runs / name_of(config, experiment.args) / 'timing'
-  for short, part in parts(config).items():
+  for short, part in asked(config, experiment.args).items():
     if short in found or short == 'distillation':  # Which costs the teachers, and an epoch nothing.
       continue
     plain = plain or Clock(config, directory)
@@ -367,7 +369,7 @@ def extra(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--config', default='cnn', help='the baseline: a config file, or the name of '
                       'a shipped one (default: cnn)')
   parser.add_argument('--epochs', type=int, default=0, help='in place of the baseline\'s own')
-  parser.add_argument('--parts', default='', help='trains these alone, by their short names, '
+  parser.add_argument('--parts', default='', help='these alone, by their short names, '
                       'separated by commas; for several processes, each on cores of its own')
   parser.add_argument('--timing', action='store_true', help='measures seconds an epoch in place of '
                       'training; on a machine that does nothing else')
