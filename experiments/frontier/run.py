@@ -222,7 +222,7 @@ def save(experiment: record.Experiment, records: Mapping[str, Any]) -> None:
   commands = '\n'.join(f'    python {" ".join(command_of(experiment, path_of(recipe), 0))}'
                        for recipe in records)
   text = (f'{record.table(table)}\n\nMeans over seeds (their number in brackets where it is not '
-          f'{experiment.args.seeds}) with 95 % intervals (t), on{drawn} test images; the '
+          f'5) with 95 % intervals (t), on{drawn} test images; the '
           'ensemble is the mean of the probabilities of all seeds; seconds are those '
           'of the process, from its start to its end, report included, the median over seeds, of '
           f'which the first on a machine also compiles; parameters and seconds of an ensemble are '
