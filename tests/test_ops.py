@@ -94,6 +94,30 @@ def test_groups_and_dilation_agree_with_lax(options, dtype, implementation):
               feature_group_count=options['groups']).astype(dtype), x, w, dtype=dtype)
 
 
+@pytest.mark.skipif(NO_ONEDNN is not None, reason='of oneDNN')
+@pytest.mark.parametrize('dtype', [FLOAT32, BFLOAT16])
+@pytest.mark.parametrize('batch', [1, 6, 64, 70])
+@pytest.mark.parametrize('size, taps, options', [
+    (7, 3, {}), (14, 3, {'strides': (2, 2)}), (14, 1, {'strides': (2, 2)}), (5, 5, {}),
+    (8, 3, {'padding': 'VALID'}), (9, 3, {'padding': ((1, 0), (2, 0))}),
+    (7, 3, {'padding': ((0, 2), (0, 2)), 'dilation': (2, 2)}), (9, 2, {'strides': (3, 3)}),
+    (4, 1, {'padding': ((0, 0), (2, 1))}), (28, 3, {'strides': (2, 2)})])
+def test_images_of_short_rows_do_not_mix_in_the_gradient_of_weights(size, taps, options, batch,
+                                                                    dtype):
+  """Of small whole numbers, whose sums are exact; memory is used again by every size."""
+  options = {'padding': 'SAME', 'strides': (1, 1), 'dilation': (1, 1), **options}
+  whole = lambda seed, shape: np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+  x, w = whole(0, (batch, size, size, 5)), whole(1, (taps, taps, 5, 4))
+  bias = np.zeros(4, np.float32)
+  ours = lambda w, bias: ops.conv2d(x, w, bias=bias, implementation='onednn', dtype=dtype, **options)
+  theirs = lambda w, bias: bias.reshape(1, 1, 1, 4) + reference_conv(
+      x, w, options['padding'], options['strides'], rhs_dilation=options['dilation'])
+  y, pull = jax.vjp(ours, w, bias)
+  dy = whole(2, y.shape)
+  for got, expected in zip(pull(dy.astype(dtype)), jax.vjp(theirs, w, bias)[1](dy)):
+    np.testing.assert_array_equal(got, expected)
+
+
 @SWEEP
 @given(size=st.tuples(*[st.integers(5, 9)] * 2), window=st.tuples(*[st.integers(1, 3)] * 2),
        strides=st.one_of(st.none(), st.tuples(*[st.integers(1, 3)] * 2)),
