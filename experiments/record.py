@@ -134,6 +134,21 @@ class Experiment:
       path.write_text(json.dumps(total()))
 
 
+def chosen(asked: str, known: Sequence[str], what: str) -> list[str]:
+  """The names in a list with commas; without any, all that are known.
+
+  Args:
+    asked: the list.
+    known: names.
+    what: they are of, for the message of a UserError: one of the list is not known.
+  """
+  from fmnist_jax.errors import UserError
+  names = asked.split(',') if asked else list(known)
+  if unknown := sorted(set(names) - set(known)):
+    raise UserError(f'There is no {what} {", ".join(unknown)}; there are {", ".join(known)}.')
+  return names
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
   """Rows of cells, the first the header, as Markdown; the first column left, the others right."""
   header, *lines = rows

@@ -328,11 +328,7 @@ def body(experiment: record.Experiment) -> None:
   """Measures what is asked for and not on record."""
   args, path = experiment.args, experiment.output / 'results.json'
   records = files.read_json(path)['recipes'] if path.exists() else {}
-  asked = args.recipes.split(',') if args.recipes else [row.recipe for row in ROWS]
-  unknown = set(asked) - {row.recipe for row in ROWS}
-  if unknown:
-    raise UserError(f'There is no recipe {", ".join(sorted(unknown))}; there are '
-                    f'{", ".join(row.recipe for row in ROWS)}.')
+  asked = record.chosen(args.recipes, list(dict.fromkeys(row.recipe for row in ROWS)), 'recipe')
   if args.envs:
     environments.make('torch', pathlib.Path(args.envs), args.pip.split())
   for row in ROWS:

@@ -41,7 +41,7 @@ from fmnist_jax.config import (
     Shift,
 )
 from fmnist_jax.equipment import Equipment
-from fmnist_jax.errors import ConfigError, UserError
+from fmnist_jax.errors import ConfigError
 from fmnist_jax.population import summary
 from fmnist_jax.programs import hyper_arrays
 from fmnist_jax.storage import files
@@ -153,11 +153,7 @@ def parts(config: Config) -> dict[str, Part]:
 def asked(config: Config, args: argparse.Namespace) -> dict[str, Part]:
   """The parts that `--parts` names, or all."""
   known = parts(config)
-  names = args.parts.split(',') if args.parts else list(known)
-  unknown = sorted(set(names) - set(known))
-  if unknown:
-    raise UserError(f'There is no part {", ".join(unknown)}; there are {", ".join(known)}.')
-  return {short: known[short] for short in names}
+  return {short: known[short] for short in record.chosen(args.parts, list(known), 'part')}
 
 
 def baseline(experiment: record.Experiment) -> Config:
