@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from typing import ClassVar
 
+import jax
 import numpy as np
 import optuna
 import pytest
@@ -24,6 +25,7 @@ from fmnist_jax.search.attempts import Attempt
 from fmnist_jax.search.search import How, search
 from fmnist_jax.storage.workdir import read_config
 from fmnist_jax.train import train_and_evaluate
+from fmnist_jax.trainer import Trainer
 
 RATES = Space({'optim.learning_rate': Range(1e-3, 1e-1, log=True)})
 WIDTHS = Space({'model.hidden': Choice((16,), (24,)), 'model.dropout': Range(0.05, 0.5)})
@@ -345,6 +347,22 @@ def test_what_comes_out(tmp_path, capsys):
   assert [one['seeds'] for one in found['confirmed']] == [[5, 6, 7, 8, 9]]
   assert found['confirmed'][0]['name'] == best['name']
   assert search(own, WIDTHS, tmp_path / 'search', how=how(trials=4), seeds=2) == found
+
+
+def test_fresh_seeds_that_all_diverge_are_told_and_the_search_is_written(
+    tmp_path, capsys, monkeypatch):
+  own, begin = config(epochs=1), Trainer.begin
+  def spoilt(self):
+    begin(self)
+    if 'confirm' in str(self.directory):
+      self.state = self.state.replace(params=jax.tree.map(lambda leaf: leaf * np.nan,
+                                                          self.state.params))
+  monkeypatch.setattr(Trainer, 'begin', spoilt)
+  found = search(own, RATES, tmp_path / 'search', how=how(trials=2, confirm=1))
+  assert found['best'] and found['confirmed'] == []
+  assert json.loads((tmp_path / 'search' / 'search.json').read_text()) == found
+  assert (f'{found["best"]} with fresh seeds: Not one of 5 members came to its end'
+          in capsys.readouterr().out)
 
 
 def test_a_report_of_a_domain_that_no_trial_drew(tmp_path):

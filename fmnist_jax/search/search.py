@@ -18,7 +18,7 @@ import optuna
 from fmnist_jax import config as config_lib
 from fmnist_jax import processes, progress, settings, sharding, train, transfer
 from fmnist_jax.config import Config
-from fmnist_jax.errors import ConfigError, WorkdirError
+from fmnist_jax.errors import ConfigError, DivergenceError, WorkdirError
 from fmnist_jax.interrupt import Signals, Unwatched
 from fmnist_jax.locks import locked
 from fmnist_jax.population import train as population
@@ -149,10 +149,13 @@ def search(config: Config, space: Space, directory: str | pathlib.Path, *, seeds
   with locked(directory / '.writing'):  # One worker confirms, the others find it done.
     names = summary.ranked(outcomes)
     for name in names[:how.confirm]:
-      population.train_population(
-          config_lib.replace(drawn(own, space, outcomes[name]), {
-              'train.seed': config.train.seed + seeds}), directory / 'confirm' / name,
-          seeds=summary.CONFIRMING, signals=signals)
+      fresh = config_lib.replace(drawn(own, space, outcomes[name]), {
+          'train.seed': config.train.seed + seeds})
+      try:
+        population.train_population(fresh, directory / 'confirm' / name,
+                                    seeds=summary.CONFIRMING, signals=signals)
+      except DivergenceError as error:  # What was found is written all the same.
+        print(f'{name} with fresh seeds: {error}')
     best = drawn(config, space, outcomes[names[0]]) if names else None
     return summary.write(directory, plan, best, outcomes, importances, print)
 
