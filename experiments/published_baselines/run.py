@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 
@@ -41,11 +40,7 @@ def load(name: str) -> config_lib.Config:
 
 def body(experiment: record.Experiment) -> None:
   """Trains all, compares them, writes the table."""
-  asked = record.chosen(experiment.args.only, [name for name, *_ in BASELINES], 'baseline')
-  directories = {name: experiment.population(name, load(name)) for name in asked}
-  if experiment.args.only:
-    print('The table is written by the same command without --only.')
-    return
+  directories = {name: experiment.population(name, load(name)) for name, *_ in BASELINES}
   found = comparison.compare(list(directories.values()),
                           experiment.runs / 'published_baselines-compare')
   rows = [['model', 'parameters', 'reported %', 'test accuracy %', 'lowest to highest', 'loss',
@@ -79,11 +74,5 @@ def body(experiment: record.Experiment) -> None:
   experiment.save(results, text, {'forest.png': picture})
 
 
-def extra(parser: argparse.ArgumentParser) -> None:
-  """Arguments of its own."""
-  parser.add_argument('--only', default='', help='these alone, by their names in configs/, '
-                      'separated by commas; for several processes, each on cores of its own')
-
-
 if __name__ == '__main__':
-  record.start(__file__, __doc__, body, seeds=5, extra=extra)
+  record.start(__file__, __doc__, body, seeds=5)
