@@ -109,7 +109,8 @@ def test_images_of_short_rows_do_not_mix_in_the_gradient_of_weights(size, taps, 
   whole = lambda seed, shape: np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
   x, w = whole(0, (batch, size, size, 5)), whole(1, (taps, taps, 5, 4))
   bias = np.zeros(4, np.float32)
-  ours = lambda w, bias: ops.conv2d(x, w, bias=bias, implementation='onednn', dtype=dtype, **options)
+  ours = lambda w, bias: ops.conv2d(x, w, bias=bias, dtype=dtype, implementation='onednn',
+                                    **options)
   theirs = lambda w, bias: bias.reshape(1, 1, 1, 4) + reference_conv(
       x, w, options['padding'], options['strides'], rhs_dilation=options['dilation'])
   y, pull = jax.vjp(ours, w, bias)
