@@ -26,7 +26,8 @@ OURS, REFERENCE = 'onednn', 'native'
 SIZES = ((0, 4), (1, 21), (33, 21), (128, 4))  # Images and channels.
 POOLS = (((2, 2), None, 'VALID'), ((3, 2), (1, 1), 'SAME'), ((2, 3), (3, 2), ((1, 0), (0, 2))))
 CONVOLUTIONS = ({}, {'strides': (2, 1), 'padding': ((1, 2), (0, 1))}, {'dilation': (2, 1)},
-                {'groups': 2}, {'groups': 4, 'strides': (2, 2), 'padding': 'VALID'})
+                {'strides': (2, 2)}, {'groups': 2},
+                {'groups': 4, 'strides': (2, 2), 'padding': 'VALID'})
 
 
 def draw(*shape):
@@ -59,7 +60,7 @@ def cases():
   with_form = lambda op, form, *args, **how: op(*args, implementation=form, **how)
   for (batch, c), dtype in itertools.product(SIZES, (jnp.float32, jnp.bfloat16)):
     x, vectors = draw(batch, 17, 15, c), (draw(c) + .5, draw(c) / 7)
-    for how in CONVOLUTIONS[:None if c % 4 == 0 else 3]:
+    for how in CONVOLUTIONS[:None if c % 4 == 0 else 4]:
       f = functools.partial(with_form, ops.conv2d, **{'padding': 'SAME', 'dtype': dtype, **how})
       args = x, draw(3, 2, c // how.get('groups', 1), 8)
       yield 'conv2d', dtype, f, args

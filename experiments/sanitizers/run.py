@@ -49,6 +49,8 @@ FAULTS = (
      's.in() * sizeof(T) + 1);', 'max_pool', 'heap-buffer-overflow'),
     (ADDRESS, 'random bits are written past the end of scratch memory', 'bits[i] = a ^ b;',
      'bits[i + 1] = a ^ b;', 'dropout', 'heap-buffer-overflow'),
+    (ADDRESS, 'one byte too many between images side by side is cleared',
+     '0, whole - used);', '0, whole - used + 1);', 'conv2d', 'heap-buffer-overflow'),
     (ADDRESS, 'a shift by all 32 bits', 'x >> (32 - by)', 'x >> (45 - by)', 'dropout',
      'shift exponent 32'),
     (THREAD, 'all parts add to the sums of the first', '&sums[part * 2 * c]', '&sums[0]', 'norm',
